@@ -1,0 +1,176 @@
+"""Models and states on disk: safetensors and JSON, never pickle.
+
+A checkpoint is a directory with `config.json`, `model.safetensors` and the tokenizer's files. Files are written aside
+and renamed, so that a kill or a full disk leaves what was there before.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from retnet.config import ModelConfig
+from retnet.model import RetNet, RetNetState
+
+MODEL_TYPE = "retentive"
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+STATE_FORMAT = "retnet-state-1"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint or state that can't be written, can't be read, or belongs to something else."""
+
+
+class SavesItself(Protocol):
+    """A tokenizer, as far as a checkpoint is concerned."""
+
+    def save(self, directory: Path) -> None: ...
+
+
+def save_checkpoint(directory: str | Path, model: RetNet, tokenizer: SavesItself | None = None) -> None:
+    """Write a model, and its tokenizer where one is given, replacing a checkpoint that is there.
+
+    Raises:
+        CheckpointError: where that fails; an older checkpoint is then still whole.
+    """
+    directory = Path(directory)
+    weights = {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
+    config = {"model_type": MODEL_TYPE, **model.config.to_dict()}
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        if tokenizer is not None:
+            tokenizer.save(directory)
+        text = json.dumps(config, indent=2) + "\n"
+        _write_aside(directory / CONFIG_FILE, lambda path: path.write_text(text, encoding="utf-8"))
+        _write_aside(directory / WEIGHTS_FILE, lambda path: save_file(weights, path, metadata={"format": "pt"}))
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"could not save to {directory}: {error}; what was there before is kept") from error
+
+
+def load_checkpoint(
+    directory: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+) -> RetNet:
+    """The model of a checkpoint directory, in evaluation mode.
+
+    Args:
+        device: where its weights go.
+        dtype: what its weights are cast to; None for as they are stored.
+
+    Raises:
+        CheckpointError: for a directory that holds no checkpoint of ours, or a broken one.
+    """
+    directory = Path(directory)
+    config = _read_config(directory)
+    weights = _read_weights(directory / WEIGHTS_FILE)
+    with torch.device("meta"):
+        model = RetNet(config)
+    _check_weights(model, weights, directory)
+    model.load_state_dict(weights, assign=True)
+    return model.to(device=device, dtype=dtype).eval()
+
+
+def fingerprint(model: RetNet) -> str:
+    """A short name for a model: a hash of its configuration and of weights sampled from every tensor.
+
+    Values are compared after rounding to bf16, so that a model keeps its name when it is cast to bf16.
+    """
+    digest = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        places = torch.linspace(0, tensor.numel() - 1, min(tensor.numel(), 256), dtype=torch.float64).long()
+        values = tensor.flatten()[places.to(tensor.device)].to(torch.bfloat16).float().cpu()
+        digest.update(name.encode() + values.numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def save_state(path: str | Path, state: RetNetState, model: RetNet) -> None:
+    """Write a state with the fingerprint of the model it belongs to; bit for bit what `load_state` gives back."""
+    path = Path(path)
+    tensors = {f"layers.{i}": layer.contiguous().cpu() for i, layer in enumerate(state.layers)}
+    tensors["position"] = state.position.contiguous().cpu()
+    metadata = {"format": STATE_FORMAT, "fingerprint": fingerprint(model)}
+    try:
+        _write_aside(path, lambda aside: save_file(tensors, aside, metadata=metadata))
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"could not save the state to {path}: {error}") from error
+
+
+def load_state(path: str | Path, model: RetNet) -> RetNetState:
+    """The state of a file written by `save_state`, on the model's device; a state of another model is refused."""
+    path = Path(path)
+    tensors, metadata = _read_safetensors(path)
+    if metadata.get("format") != STATE_FORMAT:
+        raise CheckpointError(f"{path} is not a saved state; expected a file written by save_state")
+    expected = fingerprint(model)
+    if metadata.get("fingerprint") != expected:
+        raise CheckpointError(
+            f"{path} is a state of another model (fingerprint {metadata.get('fingerprint')}, this one is {expected}); "
+            "load it with the model that wrote it"
+        )
+    device = model.embed_tokens.weight.device
+    layers = tuple(tensors[f"layers.{i}"].to(device) for i in range(model.config.num_layers))
+    return RetNetState(layers, tensors["position"].to(device))
+
+
+def _write_aside(path: Path, write: Callable[[Path], object]) -> None:
+    """Call write with a path beside `path`, make sure the bytes are on the disk, and rename it over `path`."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        write(aside)
+        with aside.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _read_config(directory: Path) -> ModelConfig:
+    path = directory / CONFIG_FILE
+    if not path.is_file():
+        raise CheckpointError(f"{directory} holds no checkpoint: there is no {CONFIG_FILE} in it")
+    try:
+        fields: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} can't be read as JSON: {error}") from error
+    if not isinstance(fields, dict) or fields.pop("model_type", None) != MODEL_TYPE:
+        raise CheckpointError(f"{path} is not of this project: expected model_type {MODEL_TYPE!r}")
+    try:
+        return ModelConfig.from_dict(fields)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    return _read_safetensors(path)[0]
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    if not path.is_file():
+        raise CheckpointError(f"there is no file {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} is damaged or not safetensors ({error}); restore it or train again") from error
+
+
+def _check_weights(model: RetNet, weights: Mapping[str, Tensor], directory: Path) -> None:
+    """Raise unless the weights are the model's, by name and shape."""
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    problems = [f"{name} is missing" for name in expected.keys() - found.keys()]
+    problems += [f"{name} is not of this model" for name in found.keys() - expected.keys()]
+    problems += [
+        f"{name} is {list(found[name])}, expected {list(shape)}"
+        for name, shape in expected.items()
+        if name in found and found[name] != shape
+    ]
+    if problems:
+        listed = "; ".join(sorted(problems)[:3])
+        raise CheckpointError(f"{directory}: weights and {CONFIG_FILE} disagree ({len(problems)}): {listed}")

@@ -1,0 +1,101 @@
+"""The layers: gated multi-scale retention (Eq. 8), the feed forward, and the block that holds both (Eq. 9)."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from retnet.config import ModelConfig, NormKind
+from retnet.ops.reference import accumulation_dtype
+from retnet.position import TokenContext, rotate
+
+
+class MultiScaleRetention(nn.Module):
+    """swish(x W_G) . norm_h(retention(x W_Q, x W_K, x W_V)), times W_O: each head with its own decay (Eq. 8)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        keys, values = config.num_heads * config.key_size, config.num_heads * config.value_size
+        self.q_proj = nn.Linear(config.d_model, keys, bias=config.bias)
+        self.k_proj = nn.Linear(config.d_model, keys, bias=config.bias)
+        self.v_proj = nn.Linear(config.d_model, values, bias=config.bias)
+        self.g_proj = nn.Linear(config.d_model, values, bias=config.bias)
+        self.out_proj = nn.Linear(values, config.d_model, bias=config.bias)
+        self.head_norm = _norm(
+            config.head_norm, config.value_size, config.head_norm_eps, affine=config.head_norm_affine
+        )
+
+    def forward(self, x: Tensor, context: TokenContext, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x [B, T, D] and the state before [B, H, K, V] -> y [B, T, D] and the state after.
+
+        With score_norm "paper" the state has one more value column, of the sums of the decayed keys.
+        """
+        q = rotate(self._heads(self.q_proj(x)), context.query_rotation, self.config.rotary_pairing)
+        k = rotate(self._heads(self.k_proj(x)), context.key_rotation, self.config.rotary_pairing)
+        v = self._heads(self.v_proj(x))
+        if context.mask is not None:  # Keys, not scores: a padded token must leave the state untouched.
+            k, v = (y.masked_fill(~context.mask[..., None, None], 0) for y in (k, v))
+        if self.config.score_norm == "paper":
+            v = F.pad(v, (0, 1), value=1.0)
+        out, state = context.retain(q, k, v, context.log_decay, state, segment_ids=context.segment_ids)
+        y = self.head_norm(self._normalised(out, context.score_scale)).to(x.dtype)
+        return self.out_proj(F.silu(self.g_proj(x)) * y.flatten(2)), state
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """[B, T, H F] as [B, T, H, F]."""
+        return x.unflatten(-1, (self.config.num_heads, -1))
+
+    def _normalised(self, out: Tensor, score_scale: Tensor | None) -> Tensor:
+        """The retention outputs over the configured score norm (section 2.2), [B, T, H, V].
+
+        The paper's three normalisers together divide row n by max(|sum_m R_nm|, sqrt(Z_n)), where sum_m R_nm is the
+        output of a value column of ones.
+        """
+        if score_scale is None:
+            return out
+        out = out.to(accumulation_dtype(out.dtype))
+        if self.config.score_norm == "decay":
+            return out / score_scale
+        return out[..., :-1] / torch.maximum(out[..., -1:].abs(), score_scale)
+
+
+class FeedForward(nn.Module):
+    """gelu(x W_1) W_2 (Eq. 9), or its gated form (silu(x W_1) . x W_3) W_2."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.up_proj = nn.Linear(config.d_model, config.ffn_size, bias=config.bias)
+        self.down_proj = nn.Linear(config.ffn_size, config.d_model, bias=config.bias)
+        self.gate_proj = None
+        if config.feed_forward == "swiglu":
+            self.gate_proj = nn.Linear(config.d_model, config.ffn_size, bias=config.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., D] -> [..., D]."""
+        if self.gate_proj is None:
+            return self.down_proj(F.gelu(self.up_proj(x)))
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class RetNetBlock(nn.Module):
+    """Y = mixer(norm(X)) + X, then feed_forward(norm(Y)) + Y (Eq. 9). The mixer is retention."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.mixer_norm = _norm(config.norm, config.d_model, config.norm_eps)
+        self.mixer = MultiScaleRetention(config)
+        self.feed_forward_norm = _norm(config.norm, config.d_model, config.norm_eps)
+        self.feed_forward = FeedForward(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, context: TokenContext, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x [B, T, D] and the mixer's state before -> the same after."""
+        mixed, state = self.mixer(self.mixer_norm(x), context, state)
+        x = x + self.dropout(mixed)
+        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x))), state
+
+
+def _norm(kind: NormKind, size: int, eps: float, *, affine: bool = True) -> nn.Module:
+    if kind == "layernorm":
+        return nn.LayerNorm(size, eps=eps, elementwise_affine=affine)
+    return nn.RMSNorm(size, eps=eps, elementwise_affine=affine)

@@ -1,0 +1,177 @@
+"""The language model and its state."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from retnet.config import ModelConfig
+from retnet.layers import RetNetBlock, _norm
+from retnet.ops import retention_chunkwise
+from retnet.position import Retention, make_context, token_positions
+
+
+@dataclass(frozen=True)
+class RetNetState:
+    """All that a RetNet remembers of the tokens it has read: a value, never changed in place.
+
+    layers: L tensors [B, H, K, V], fp32 (fp64 for an fp64 model); with score_norm "paper" one value column more.
+    position: [B] int64, how many tokens each row has read.
+    """
+
+    layers: tuple[Tensor, ...]
+    position: Tensor
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of memory that the layers' states take."""
+        return sum(layer.numel() * layer.element_size() for layer in self.layers)
+
+    def rows(self, index: Tensor | Sequence[int]) -> "RetNetState":
+        """The state of the chosen rows of the batch, in that order; a row may be chosen more than once."""
+        index = torch.as_tensor(index, dtype=torch.int64, device=self.position.device)
+        return RetNetState(tuple(layer[index] for layer in self.layers), self.position[index])
+
+    @staticmethod
+    def stack(states: Sequence["RetNetState"]) -> "RetNetState":
+        """Several states as one, their rows one after the other."""
+        if not states:
+            raise ValueError("states must hold at least one state, got none")
+        layers = zip(*(state.layers for state in states), strict=True)
+        return RetNetState(
+            tuple(torch.cat(rows) for rows in layers), torch.cat([state.position for state in states])
+        )
+
+
+class RetNet(nn.Module):
+    """The Retentive Network: embedding, L blocks, a final norm, an output head.
+
+    Args:
+        config: its shape and rules.
+        generator: where the initial weights are drawn from; None for torch's default generator.
+
+    Built under `with torch.device("meta")` it takes no memory and has no weights yet.
+    """
+
+    def __init__(self, config: ModelConfig, *, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.config = config
+        device = torch.get_default_device()
+        with torch.device("meta"):  # The default initialisation of torch's layers is skipped, not overwritten.
+            self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model)
+            self.layers = nn.ModuleList(RetNetBlock(config) for _ in range(config.num_layers))
+            self.norm = _norm(config.norm, config.d_model, config.norm_eps)
+            self.lm_head = None
+            if not config.tie_embeddings:
+                self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.to_empty(device=device)
+        if device.type != "meta":
+            initialise_(self, generator)
+
+    def features(
+        self,
+        tokens: Tensor,
+        state: RetNetState | None = None,
+        *,
+        retain: Retention = retention_chunkwise,
+        mask: Tensor | None = None,
+        segment_ids: Tensor | None = None,
+    ) -> tuple[Tensor, RetNetState]:
+        """What the model makes of the tokens, before the output head.
+
+        Args:
+            tokens: [B, T] int64, ids below vocab_size.
+            state: what it has read before, or None for nothing.
+            retain: the form of retention: `retention_chunkwise`, `retention_parallel`, `retention_recurrent`, or one
+                of them with options bound by `functools.partial`.
+            mask: [B, T] bool, True for tokens and False for padding. Where the state is used afterwards, padding may
+                only stand on the left of rows that have read nothing yet: it would age a state.
+            segment_ids: [B, T] integers; documents packed in a row see nothing of each other, and the last one's state
+                is handed on.
+
+        Returns:
+            [B, T, D] after the final norm, and the state after the last token.
+        """
+        _check_tokens(tokens, mask, self.config)
+        first = None if state is None else state.position
+        positions, after = token_positions(tokens, first, mask, segment_ids)
+        x = self.embed_tokens(tokens)
+        context = make_context(
+            self.config, positions, mask=mask, segment_ids=segment_ids, retain=retain, dtype=x.dtype
+        )
+        states: list[Tensor] = []
+        for layer, before in zip(self.layers, self._layer_states(state, tokens), strict=True):
+            x, layer_state = layer(x, context, before)
+            states.append(layer_state)
+        return self.norm(x), RetNetState(tuple(states), after)
+
+    def logits(self, features: Tensor) -> Tensor:
+        """The scores of each next token: [..., D] -> [..., vocab_size]."""
+        head = self.embed_tokens if self.lm_head is None else self.lm_head
+        return F.linear(features, head.weight)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        state: RetNetState | None = None,
+        *,
+        retain: Retention = retention_chunkwise,
+        mask: Tensor | None = None,
+        segment_ids: Tensor | None = None,
+    ) -> tuple[Tensor, RetNetState]:
+        """The scores of the token after each [B, T, vocab_size], and the state after the last. As `features`."""
+        features, state = self.features(tokens, state, retain=retain, mask=mask, segment_ids=segment_ids)
+        return self.logits(features), state
+
+    def _layer_states(self, state: RetNetState | None, tokens: Tensor) -> Sequence[Tensor | None]:
+        if state is None:
+            return [None] * self.config.num_layers
+        if len(state.layers) != self.config.num_layers or len(state.position) != len(tokens):
+            raise ValueError(
+                f"state must have {self.config.num_layers} layers and {len(tokens)} rows, got {len(state.layers)} and "
+                f"{len(state.position)}; it belongs to another model or batch"
+            )
+        return state.layers
+
+
+def initialise_(model: RetNet, generator: torch.Generator | None = None) -> None:
+    """Draw the initial weights, as the paper's authors do in their first release (the paper gives no constants).
+
+    | embeddings, output head            | normal, standard deviation D^-0.5 |
+    | query, key, value, gate            | Xavier uniform, gain 2^-2.5       |
+    | retention output                   | Xavier uniform, gain 1            |
+    | feed forward                       | uniform, +- fan_in^-0.5           |
+    | norms: weight, bias; other biases  | 1, 0; 0                           |
+    """
+    for name, parameter in model.named_parameters():
+        kind = name.split(".")[-2]
+        with torch.no_grad():
+            if parameter.dim() < 2:
+                parameter.fill_(float(kind.endswith("norm") and name.endswith("weight")))
+            elif kind in ("embed_tokens", "lm_head"):
+                parameter.normal_(0, model.config.d_model**-0.5, generator=generator)
+            elif kind in ("up_proj", "gate_proj", "down_proj"):
+                bound = parameter.shape[1] ** -0.5
+                parameter.uniform_(-bound, bound, generator=generator)
+            else:
+                gain = 1.0 if kind == "out_proj" else 2**-2.5
+                nn.init.xavier_uniform_(parameter, gain, generator=generator)
+
+
+def next_token_loss(logits: Tensor, targets: Tensor, *, ignore_index: int = -100) -> Tensor:
+    """Mean cross-entropy in nats of the tokens that came next.
+
+    logits: [..., vocab], any float dtype, summed in fp32   targets: [...] int64, those equal to ignore_index left out
+    """
+    return F.cross_entropy(logits.float().flatten(0, -2), targets.flatten(), ignore_index=ignore_index)
+
+
+def _check_tokens(tokens: Tensor, mask: Tensor | None, config: ModelConfig) -> None:
+    if tokens.dim() != 2 or tokens.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"tokens must be integers [B, T], got {tokens.dtype} {list(tokens.shape)}")
+    if mask is not None and (mask.shape != tokens.shape or mask.dtype != torch.bool):
+        raise ValueError(
+            f"mask must be bool [B, T] = {list(tokens.shape)}, got {mask.dtype} {list(mask.shape)}; True is a token"
+        )

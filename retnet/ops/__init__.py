@@ -1,0 +1,185 @@
+"""Retention in its three forms, and the algebra of its state.
+
+The op is the equation and nothing else: no scale, positions, padding or normaliser. Each form takes a state and hands
+one on, and any form may continue any other, at any cut. Per head, with gamma = exp(log_decay),
+
+    o_n = sum_{m <= n} gamma^(n-m) (q_n . k_m) v_m + gamma^(n+1) q_n S        n, m = 0..T-1, S the state before.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from retnet.ops import reference, torch_chunkwise
+from retnet.ops.reference import accumulation_dtype, power
+
+__all__ = [
+    "available_backends",
+    "combine_states",
+    "retention_chunkwise",
+    "retention_parallel",
+    "retention_recurrent",
+]
+
+Form = Literal["parallel", "recurrent", "chunkwise"]
+Retention = Callable[..., tuple[Tensor, Tensor]]
+
+# By form and name, the one that "auto" takes first.
+_BACKENDS: dict[Form, dict[str, Retention]] = {
+    "parallel": {"reference": reference.retention_parallel},
+    "recurrent": {"reference": reference.retention_recurrent},
+    "chunkwise": {
+        "torch": torch_chunkwise.retention_chunkwise,
+        "reference": reference.retention_chunkwise,
+    },
+}
+
+
+def available_backends(form: Form) -> tuple[str, ...]:
+    """The names that `backend` may have for a form; the first is what "auto" takes."""
+    return tuple(_BACKENDS[form])
+
+
+def retention_parallel(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    state: Tensor | None = None,
+    *,
+    segment_ids: Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Retention as one masked product, O(T^2) in time and memory (Eq. 5).
+
+    Args:
+        q, k: [B, T, H, K], any float dtype, T >= 0.
+        v: [B, T, H, V], same dtype.
+        log_decay: [H], log(gamma) <= 0, fp32 or fp64; may stay on the CPU.
+        state: [B, H, K, V], what the tokens before left behind, or None for zeros.
+        segment_ids: [B, T] integers. Tokens see each other only within a run of equal ids; the state that comes in
+            belongs to the first run, the one handed out to the last.
+        backend: "auto" or one of `available_backends("parallel")`.
+
+    Returns:
+        The outputs [B, T, H, V] in v's dtype, and the state after the last token [B, H, K, V], fp32 (fp64 where the
+        inputs are fp64).
+
+    Raises:
+        ValueError: where a shape, dtype, device, sign or backend is not as above.
+    """
+    _check(q, k, v, log_decay, state, segment_ids)
+    return _run("parallel", backend, q, k, v, log_decay, state, segment_ids)
+
+
+def retention_recurrent(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    state: Tensor | None = None,
+    *,
+    segment_ids: Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Retention token by token, O(T) in time and constant in memory (Eq. 6). As `retention_parallel` otherwise."""
+    _check(q, k, v, log_decay, state, segment_ids)
+    return _run("recurrent", backend, q, k, v, log_decay, state, segment_ids)
+
+
+def retention_chunkwise(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    state: Tensor | None = None,
+    *,
+    segment_ids: Tensor | None = None,
+    chunk_size: int = 64,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Retention chunk by chunk, O(T) in time with the speed of matrix products (Eq. 7 as in v4).
+
+    As `retention_parallel` otherwise. chunk_size, the tokens of a chunk, changes the speed and not the result; T need
+    not be a multiple of it. Heads that forget fast are given shorter chunks, so that gamma^-chunk stays in range. The
+    "torch" backend differentiates by q, k, v and state, not by log_decay.
+    """
+    _check(q, k, v, log_decay, state, segment_ids)
+    if not isinstance(chunk_size, int) or chunk_size < 1:
+        raise ValueError(f"chunk_size must be a positive integer, got {chunk_size!r}")
+    return _run("chunkwise", backend, q, k, v, log_decay, state, segment_ids, chunk_size)
+
+
+def combine_states(first: Tensor, second: Tensor, log_decay: Tensor, num_tokens_second: int | Tensor) -> Tensor:
+    """The state after two stretches of tokens, from the state that each leaves on its own (Eq. 6, summed).
+
+    Args:
+        first, second: [B, H, K, V], states that started from zeros, the second's keys rotated at their own positions.
+        log_decay: [H], log(gamma) <= 0.
+        num_tokens_second: the length of the second stretch, one number or [B].
+
+    Returns:
+        gamma^num_tokens_second first + second, [B, H, K, V] in second's dtype.
+    """
+    tokens = torch.as_tensor(num_tokens_second, device=log_decay.device).reshape(-1)
+    carried = power(log_decay, tokens).mT[..., None, None].to(second.device, second.dtype)
+    return carried * first + second
+
+
+def _run(form: Form, backend: str, *arguments: Tensor | int | None) -> tuple[Tensor, Tensor]:
+    names = available_backends(form)
+    if backend != "auto" and backend not in names:
+        choices = ", ".join(map(repr, ("auto", *names)))
+        raise ValueError(f"backend of the {form} form must be one of {choices}, got {backend!r}")
+    retention = _BACKENDS[form][names[0] if backend == "auto" else backend]
+    device = arguments[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return retention(*arguments)
+    with torch.autocast(device, enabled=False):  # The ops choose their own precision.
+        return retention(*arguments)
+
+
+def _check(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None, segment_ids: Tensor | None
+) -> None:
+    if q.dim() != 4 or k.shape != q.shape:
+        raise ValueError(f"q and k must be [B, T, H, K] of one shape, got {_shape(q)} and {_shape(k)}")
+    if v.dim() != 4 or v.shape[:3] != q.shape[:3]:
+        raise ValueError(f"v must be [B, T, H, V] with q's B, T, H = {_shape(q[..., 0])}, got {_shape(v)}")
+    if not q.dtype == k.dtype == v.dtype or not q.dtype.is_floating_point:
+        raise ValueError(f"q, k, v must share one float dtype, got {q.dtype}, {k.dtype}, {v.dtype}; cast them")
+    for name, x in (("k", k), ("v", v), ("state", state), ("segment_ids", segment_ids)):
+        if x is not None and x.device != q.device:
+            raise ValueError(f"{name} must be on q's device {q.device}, got {x.device}; move it with .to(q.device)")
+    _check_log_decay(log_decay, q)
+    if state is not None:
+        expected = (q.shape[0], q.shape[2], q.shape[3], v.shape[3])
+        if state.shape != expected:
+            raise ValueError(f"state must be [B, H, K, V] = {list(expected)}, got {_shape(state)}")
+        if state.dtype != accumulation_dtype(v.dtype):
+            raise ValueError(f"state must be {accumulation_dtype(v.dtype)} for {v.dtype} inputs, got {state.dtype}")
+    if segment_ids is not None and (segment_ids.shape != q.shape[:2] or segment_ids.dtype.is_floating_point):
+        raise ValueError(
+            f"segment_ids must be integers [B, T] = {list(q.shape[:2])}, "
+            f"got {segment_ids.dtype} {_shape(segment_ids)}"
+        )
+
+
+def _check_log_decay(log_decay: Tensor, q: Tensor) -> None:
+    if log_decay.shape != q.shape[2:3]:
+        raise ValueError(f"log_decay must be [H] = [{q.shape[2]}], got {_shape(log_decay)}")
+    if log_decay.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"log_decay must be fp32 or fp64 (in {log_decay.dtype} slow heads stop forgetting); cast it")
+    if log_decay.device.type not in ("cpu", q.device.type):
+        raise ValueError(f"log_decay must be on q's device {q.device} or the CPU, got {log_decay.device}")
+    low, high = (float(x) for x in log_decay.detach().aminmax())
+    if not high <= 0:
+        raise ValueError(f"log_decay must be <= 0, got max {high:.3g}; pass log(gamma), not gamma")
+    if not low > -float("inf"):
+        raise ValueError(f"log_decay must be finite, got min {low:.3g}; the smallest gamma must be above 0")
+
+
+def _shape(x: Tensor) -> list[int]:
+    return list(x.shape)

@@ -1,0 +1,79 @@
+"""Text in, text out: prompts to tokens and tokens to characters as they come."""
+
+import codecs
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import torch
+
+from retnet.generate import SamplingParams, generate
+from retnet.model import RetNet
+
+
+class Tokenizer(Protocol):
+    """What turns text into tokens and back; bos and eos mark where a document begins and ends."""
+
+    bos_id: int
+    eos_id: int
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def decode_bytes(self, ids: Sequence[int]) -> bytes: ...
+
+
+def complete(
+    model: RetNet,
+    tokenizer: Tokenizer,
+    prompt: str,
+    params: SamplingParams,
+    *,
+    generator: torch.Generator | None = None,
+) -> Iterator[str]:
+    """The continuation of a prompt, in pieces as they come; joined, they are the text.
+
+    A character whose bytes have not all come is held back, and so is what may be the beginning of a stop string. The
+    text ends before the first stop string, at a token of end, or at the limit. An empty prompt begins a document.
+    """
+    device = next(model.parameters()).device
+    ids = torch.tensor([[tokenizer.bos_id, *tokenizer.encode(prompt)]], device=device)
+    params = SamplingParams(**{**vars(params), "stop_tokens": (*params.stop_tokens, tokenizer.eos_id)})
+    tokens = (int(chosen) for chosen in generate(model, ids, params, generator=generator))
+    return until_stop(_characters(tokenizer, tokens, params.stop_tokens), params.stop)
+
+
+def until_stop(pieces: Iterator[str], stops: Sequence[str]) -> Iterator[str]:
+    """The text of the pieces up to the first stop string, as early as it is sure not to be the start of one."""
+    held = ""
+    for piece in pieces:
+        held += piece
+        found = [place for place in (held.find(stop) for stop in stops) if place >= 0]
+        if found:
+            yield from filter(None, [held[: min(found)]])
+            return
+        sure = len(held) - _possible_stop(held, stops)
+        if sure:
+            yield held[:sure]
+            held = held[sure:]
+    if held:
+        yield held
+
+
+def _characters(tokenizer: Tokenizer, tokens: Iterator[int], stop_tokens: Sequence[int]) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    for token in tokens:
+        if token in stop_tokens:
+            break
+        piece = decoder.decode(tokenizer.decode_bytes([token]))
+        if piece:
+            yield piece
+    tail = decoder.decode(b"", final=True)
+    if tail:
+        yield tail
+
+
+def _possible_stop(text: str, stops: Sequence[str]) -> int:
+    """The length of the longest end of text that begins a stop string."""
+    return max(
+        (size for stop in stops for size in range(1, min(len(stop), len(text) + 1)) if text.endswith(stop[:size])),
+        default=0,
+    )
