@@ -6,7 +6,7 @@ from typing import Protocol
 
 import torch
 
-from retnet.generate import SamplingParams, generate
+from retnet.generation import SamplingParams, generate
 from retnet.model import RetNet
 
 

@@ -1,0 +1,180 @@
+"""The contenders of bench_decoding.py: a RetNet, and two Transformers of its size.
+
+All weights are random, and so is what a cache holds: a token's time does not depend on the numbers.
+That is how a context of 32,768 tokens is timed without reading 32,768 tokens first, on all sides.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformer import KeyValueCache, Transformer, TransformerConfig
+
+from retnet.config import ModelConfig
+from retnet.generation import prefill, step
+from retnet.measure import dtype_name
+from retnet.model import RetNet, RetNetState
+
+OURS, TRANSFORMER, LLAMA = "ours", "transformer, cache in place", "transformers' llama"
+ATTENTION_HEAD_SIZE = 64
+
+
+@dataclass
+class Session:
+    """A decoding under way.
+
+    advance: tokens [B] -> logits [B, vocab_size], and remembers the tokens.
+    tokens: [B], the ones to go on from.
+    state_bytes: the state or cache that one step reads.
+    """
+
+    advance: Callable[[Tensor], Tensor]
+    tokens: Tensor
+    state_bytes: int
+
+    def decode(self, num_steps: int) -> None:
+        """Greedily, each token from the one before it."""
+        with torch.inference_mode():
+            for _ in range(num_steps):
+                self.tokens = self.advance(self.tokens).argmax(dim=-1)
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """A model that can be timed.
+
+    prefill: tokens [1, T] -> logits [1, vocab_size] of the token after them.
+    begin: (batch size, tokens before, steps to leave room for) -> a session that stands there.
+    """
+
+    name: str
+    dtype: torch.dtype
+    model: nn.Module
+    prefill: Callable[[Tensor], Tensor]
+    begin: Callable[[int, int, int], Session]
+
+    @property
+    def title(self) -> str:
+        """A name of its own among all contenders."""
+        return f"{self.name} {dtype_name(self.dtype)}"
+
+    @property
+    def num_parameters(self) -> int:
+        """A tied matrix counts once."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    @property
+    def weight_bytes(self) -> int:
+        """What a step reads of the weights: all, and a tied matrix once."""
+        return sum(weight.numel() * weight.element_size() for weight in self.model.parameters())
+
+
+def decoders(config: ModelConfig, dtypes: tuple[torch.dtype, ...]) -> list[Decoder]:
+    """Every contender that can run here, in every dtype. `missing` tells of those that cannot."""
+    makers = [_retnet, _transformer, *([_llama] if _transformers_is_installed() else [])]
+    return [make(config, dtype) for make in makers for dtype in dtypes]
+
+
+def missing() -> list[str]:
+    """A sentence for each contender that is not installed."""
+    absent = f"transformers is missing: the rows of {LLAMA} are left out"
+    return [] if _transformers_is_installed() else [absent]
+
+
+def _transformers_is_installed() -> bool:
+    return find_spec("transformers") is not None
+
+
+def _retnet(config: ModelConfig, dtype: torch.dtype) -> Decoder:
+    model = RetNet(config).to(dtype).eval()
+
+    def begin(batch_size: int, num_before: int, room: int) -> Session:
+        # The state has this size whatever was read; its numbers come from a few tokens.
+        with torch.inference_mode():
+            _, few = prefill(model, torch.randint(config.vocab_size, (batch_size, 32)))
+        state = RetNetState(few.layers, torch.full((batch_size,), num_before))
+
+        def advance(tokens: Tensor) -> Tensor:
+            nonlocal state
+            logits, state = step(model, tokens, state)
+            return logits
+
+        return Session(advance, _first_tokens(batch_size), state.num_bytes)
+
+    return Decoder(OURS, dtype, model, lambda tokens: prefill(model, tokens)[0], begin)
+
+
+def _transformer(config: ModelConfig, dtype: torch.dtype) -> Decoder:
+    sizes = TransformerConfig(
+        vocab_size=config.vocab_size,
+        d_model=config.d_model,
+        num_layers=config.num_layers,
+        num_heads=_num_attention_heads(config),
+    )
+    model = Transformer(sizes).to(dtype).eval()
+
+    def begin(batch_size: int, num_before: int, room: int) -> Session:
+        cache = KeyValueCache.allocate(sizes, batch_size, num_before + room, dtype)
+        for part in (cache.keys, cache.values):
+            part.copy_(torch.randn(part.shape[-2:]))
+        cache.filled = num_before
+
+        def advance(tokens: Tensor) -> Tensor:
+            return model(tokens[:, None], cache)
+
+        return Session(advance, _first_tokens(batch_size), cache.num_bytes)
+
+    def read(tokens: Tensor) -> Tensor:
+        return model(tokens, KeyValueCache.allocate(sizes, tokens.shape[0], tokens.shape[1], dtype))
+
+    return Decoder(TRANSFORMER, dtype, model, read, begin)
+
+
+def _llama(config: ModelConfig, dtype: torch.dtype) -> Decoder:
+    """What users of transformers get: its Llama, with a cache that grows by copying itself."""
+    from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+
+    num_heads = _num_attention_heads(config)
+    sizes = LlamaConfig(
+        vocab_size=config.vocab_size,
+        hidden_size=config.d_model,
+        intermediate_size=round(8 * config.d_model / 3),
+        num_hidden_layers=config.num_layers,
+        num_attention_heads=num_heads,
+        num_key_value_heads=num_heads,
+        max_position_embeddings=2**17,
+        tie_word_embeddings=True,
+        attn_implementation="sdpa",
+    )
+    model = LlamaForCausalLM(sizes).to(dtype).eval()
+
+    def logits(tokens: Tensor, cache: Any) -> Tensor:
+        out = model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        return out.logits[:, -1]
+
+    def begin(batch_size: int, num_before: int, room: int) -> Session:
+        cache = DynamicCache(config=sizes)
+        shape = (batch_size, num_heads, num_before, config.d_model // num_heads)
+        for layer in range(config.num_layers):
+            keys, values = (torch.randn(shape[2:]).to(dtype).expand(shape) for _ in range(2))
+            cache.update(keys.contiguous(), values.contiguous(), layer)
+        num_bytes = 2 * config.num_layers * keys.numel() * keys.element_size()
+        return Session(
+            lambda tokens: logits(tokens[:, None], cache), _first_tokens(batch_size), num_bytes
+        )
+
+    def read(tokens: Tensor) -> Tensor:
+        return logits(tokens, DynamicCache(config=sizes))
+
+    return Decoder(LLAMA, dtype, model, read, begin)
+
+
+def _num_attention_heads(config: ModelConfig) -> int:
+    return max(1, config.d_model // ATTENTION_HEAD_SIZE)
+
+
+def _first_tokens(batch_size: int) -> Tensor:
+    return torch.zeros(batch_size, dtype=torch.int64)

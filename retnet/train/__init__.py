@@ -1,0 +1,1 @@
+"""Training on one machine: `config` says what a run is, `loop` runs it."""

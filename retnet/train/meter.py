@@ -1,0 +1,52 @@
+"""Losses and gradient norms between two reports, kept on the device until they are asked for."""
+
+import time
+from math import isfinite
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Interval(NamedTuple):
+    """Means over some steps.
+
+    nonfinite_step: the first step, from 0, whose loss or gradient was not finite, or None.
+    """
+
+    loss_nats: float
+    gradient_norm: float
+    step_s: float
+    nonfinite_step: int | None
+
+
+class Meter:
+    """Collects without waiting for the device; reading each value would stall a GPU."""
+
+    def __init__(self) -> None:
+        self._values: list[Tensor] = []
+        self._next_step = 0
+        self._started_s = time.monotonic()
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def add(self, loss: Tensor, gradient_norm: Tensor) -> None:
+        """One step's loss and gradient norm, both scalars."""
+        self._values.append(torch.stack((loss.detach(), gradient_norm)))
+
+    def restart_clock(self) -> None:
+        """Leave out of the time what was done since the last interval."""
+        self._started_s = time.monotonic()
+
+    def take(self) -> Interval:
+        """What was collected since the last call; there must be something."""
+        values = torch.stack(self._values).tolist()
+        first_step, self._next_step = self._next_step, self._next_step + len(values)
+        bad = (step for step, pair in enumerate(values, first_step) if not all(map(isfinite, pair)))
+        seconds = time.monotonic() - self._started_s
+        self._values.clear()
+        self.restart_clock()
+        losses, norms = zip(*values, strict=True)
+        count = len(values)
+        return Interval(sum(losses) / count, sum(norms) / count, seconds / count, next(bad, None))

@@ -1,0 +1,21 @@
+"""What all tests share: seeded randomness, one thread a worker, hypothesis cases that repeat."""
+
+import pytest
+import torch
+from hypothesis import settings
+
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.register_profile(
+    "explore", deadline=None
+)  # new cases: pytest --hypothesis-profile explore
+settings.load_profile("repeatable")
+
+
+def pytest_configure() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def rng() -> torch.Generator:
+    """A generator that starts every test from the same seed."""
+    return torch.Generator().manual_seed(0)

@@ -1,0 +1,64 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from retnet.checkpoint import load_checkpoint
+from retnet.config import ModelConfig
+from retnet.data.tokenizer import load_tokenizer
+from retnet.model import RetNet
+from retnet.train.folder import RunFolder, TrainingError
+
+
+def test_nothing_is_made_until_asked(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "a" / "run")
+    assert not folder.path.exists()
+    folder.create()
+    assert folder.metrics.read_text() == ""
+
+
+@pytest.mark.parametrize(
+    "name", ["metrics.jsonl", "loss.png", "model.safetensors", "config.json", "tokenizer.json"]
+)
+def test_a_folder_with_a_run_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("precious")
+    with pytest.raises(TrainingError, match=rf"already holds a run \({name}\); choose another"):
+        RunFolder(tmp_path)
+    assert (tmp_path / name).read_text() == "precious"
+
+
+def test_other_files_do_not_matter(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    RunFolder(tmp_path).create()
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_file_in_the_way_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("a file")
+    with pytest.raises(TrainingError, match=r"cannot write to out folder .*run': File exists"):
+        RunFolder(tmp_path / "run").create()
+
+
+def test_records_are_json_lines(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.record({"step": 1, "loss": 0.5})
+    folder.record({"step": 2, "loss": 0.25})
+    lines = folder.metrics.read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2]
+
+
+def test_metrics_that_cannot_be_written(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "gone")
+    with pytest.raises(TrainingError, match=r"cannot write .*metrics\.jsonl': No such file"):
+        folder.record({"step": 1})
+
+
+def test_the_folder_is_a_checkpoint(tmp_path: Path) -> None:
+    config = ModelConfig(d_model=32, num_layers=1, num_heads=2)
+    folder = RunFolder(tmp_path)
+    folder.create()
+    folder.record({"step": 1})
+    folder.save(RetNet(config))
+    assert load_checkpoint(tmp_path).config == config
+    assert load_tokenizer(tmp_path).vocab_size == config.vocab_size
+    assert folder.metrics.read_text() == '{"step": 1}\n'
