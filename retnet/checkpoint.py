@@ -1,7 +1,7 @@
 """Models and states on disk: safetensors and JSON, never pickle.
 
-A checkpoint is a directory with `config.json`, `model.safetensors` and the tokenizer's files. Files are written aside
-and renamed, so that a kill or a full disk leaves what was there before.
+A checkpoint is a directory with `config.json`, `model.safetensors` and the tokenizer's files. Files
+are written aside and renamed, so that a kill or a full disk leaves what was there before.
 """
 
 import hashlib
@@ -31,17 +31,22 @@ class CheckpointError(ValueError):
 class SavesItself(Protocol):
     """A tokenizer, as far as a checkpoint is concerned."""
 
-    def save(self, directory: Path) -> None: ...
+    def save(self, directory: Path) -> None:
+        """Write its files into the directory."""
 
 
-def save_checkpoint(directory: str | Path, model: RetNet, tokenizer: SavesItself | None = None) -> None:
+def save_checkpoint(
+    directory: str | Path, model: RetNet, tokenizer: SavesItself | None = None
+) -> None:
     """Write a model, and its tokenizer where one is given, replacing a checkpoint that is there.
 
     Raises:
         CheckpointError: where that fails; an older checkpoint is then still whole.
     """
     directory = Path(directory)
-    weights = {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
+    weights = {
+        name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()
+    }
     config = {"model_type": MODEL_TYPE, **model.config.to_dict()}
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -49,9 +54,14 @@ def save_checkpoint(directory: str | Path, model: RetNet, tokenizer: SavesItself
             tokenizer.save(directory)
         text = json.dumps(config, indent=2) + "\n"
         _write_aside(directory / CONFIG_FILE, lambda path: path.write_text(text, encoding="utf-8"))
-        _write_aside(directory / WEIGHTS_FILE, lambda path: save_file(weights, path, metadata={"format": "pt"}))
+        _write_aside(
+            directory / WEIGHTS_FILE,
+            lambda path: save_file(weights, path, metadata={"format": "pt"}),
+        )
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"could not save to {directory}: {error}; what was there before is kept") from error
+        raise CheckpointError(
+            f"could not save to {directory}: {error}; what was there before is kept"
+        ) from error
 
 
 def load_checkpoint(
@@ -77,20 +87,25 @@ def load_checkpoint(
 
 
 def fingerprint(model: RetNet) -> str:
-    """A short name for a model: a hash of its configuration and of weights sampled from every tensor.
+    """A short name for a model: a hash of its configuration and of weights sampled from every
+    tensor.
 
-    Values are compared after rounding to bf16, so that a model keeps its name when it is cast to bf16.
+    Values are compared after rounding to bf16, so that a model keeps its name when it is cast to
+    bf16.
     """
     digest = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True).encode())
     for name, tensor in sorted(model.state_dict().items()):
-        places = torch.linspace(0, tensor.numel() - 1, min(tensor.numel(), 256), dtype=torch.float64).long()
+        places = torch.linspace(
+            0, tensor.numel() - 1, min(tensor.numel(), 256), dtype=torch.float64
+        ).long()
         values = tensor.flatten()[places.to(tensor.device)].to(torch.bfloat16).float().cpu()
         digest.update(name.encode() + values.numpy().tobytes())
     return digest.hexdigest()[:32]
 
 
 def save_state(path: str | Path, state: RetNetState, model: RetNet) -> None:
-    """Write a state with the fingerprint of the model it belongs to; bit for bit what `load_state` gives back."""
+    """Write a state with the fingerprint of the model it belongs to; bit for bit what `load_state`
+    gives back."""
     path = Path(path)
     tensors = {f"layers.{i}": layer.contiguous().cpu() for i, layer in enumerate(state.layers)}
     tensors["position"] = state.position.contiguous().cpu()
@@ -102,7 +117,8 @@ def save_state(path: str | Path, state: RetNetState, model: RetNet) -> None:
 
 
 def load_state(path: str | Path, model: RetNet) -> RetNetState:
-    """The state of a file written by `save_state`, on the model's device; a state of another model is refused."""
+    """The state of a file written by `save_state`, on the model's device; a state of another model
+    is refused."""
     path = Path(path)
     tensors, metadata = _read_safetensors(path)
     if metadata.get("format") != STATE_FORMAT:
@@ -110,7 +126,8 @@ def load_state(path: str | Path, model: RetNet) -> RetNetState:
     expected = fingerprint(model)
     if metadata.get("fingerprint") != expected:
         raise CheckpointError(
-            f"{path} is a state of another model (fingerprint {metadata.get('fingerprint')}, this one is {expected}); "
+            f"{path} is a state of another model (fingerprint {metadata.get('fingerprint')}, "
+            f"this one is {expected}); "
             "load it with the model that wrote it"
         )
     device = model.embed_tokens.weight.device
@@ -119,7 +136,8 @@ def load_state(path: str | Path, model: RetNet) -> RetNetState:
 
 
 def _write_aside(path: Path, write: Callable[[Path], object]) -> None:
-    """Call write with a path beside `path`, make sure the bytes are on the disk, and rename it over `path`."""
+    """Call write with a path beside `path`, make sure the bytes are on the disk, and rename it over
+    `path`."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         write(aside)
@@ -155,9 +173,12 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise CheckpointError(f"there is no file {path}")
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            names = list(file.keys())
+            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} is damaged or not safetensors ({error}); restore it or train again") from error
+        raise CheckpointError(
+            f"{path} is damaged or not safetensors ({error}); restore it or train again"
+        ) from error
 
 
 def _check_weights(model: RetNet, weights: Mapping[str, Tensor], directory: Path) -> None:
@@ -173,4 +194,6 @@ def _check_weights(model: RetNet, weights: Mapping[str, Tensor], directory: Path
     ]
     if problems:
         listed = "; ".join(sorted(problems)[:3])
-        raise CheckpointError(f"{directory}: weights and {CONFIG_FILE} disagree ({len(problems)}): {listed}")
+        raise CheckpointError(
+            f"{directory}: weights and {CONFIG_FILE} disagree ({len(problems)}): {listed}"
+        )

@@ -1,4 +1,5 @@
-"""What a RetNet is made of: one frozen dataclass that checks itself, the sizes that have names, and size arithmetic.
+"""What a RetNet is made of: one frozen dataclass that checks itself, the sizes that have names, and
+size arithmetic.
 
 Imports nothing heavy, so that a command line can describe itself at once.
 """
@@ -29,25 +30,30 @@ def _require(condition: bool, message: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """A RetNet's shape and rules. Sizes left at None follow the paper's allocation of 12 d_model^2 parameters a layer.
+    """A RetNet's shape and rules. Sizes left at 0 follow the paper's allocation of 12 d_model^2
+    parameters a layer.
 
-    Legend of shapes, used everywhere: B batch, T tokens of this call, H heads, K key size per head, V value size per
-    head, D model width, L layers.
+    Legend of shapes, used everywhere: B batch, T tokens of this call, H heads, K key size per head,
+        V value size per head, D model width, L layers.
 
     Attributes:
         vocab_size: number of token ids; 259 is the byte tokenizer's (256 bytes and pad, bos, eos).
         d_model: D, width of the residual stream.
         num_layers: L.
         num_heads: H.
-        key_size: K; None for D / H.
-        value_size: V; None for 2 K (paper, section 3.1).
-        ffn_size: hidden width of the feed forward; None for 2 D (gelu) or the same parameters in 4/3 D (swiglu).
-        decay: gamma per head. "equation8": 1 - 2^(-5-h); "linspace": 1 - exp(linspace(log 1/32, log 1/512, H)), the
-            rule of the paper's language models; "none": 1; or a list of H gammas in (0, 1].
-        score_norm: what divides a head's output before its norm. "none": nothing; "decay": sqrt(Z_n) (torchscale's
-            recurrent form); "paper": max(|row sum|, sqrt(Z_n)), the paper's three normalisers together.
+        key_size: K; 0 for D / H.
+        value_size: V; 0 for 2 K (paper, section 3.1).
+        ffn_size: hidden width of the feed forward; 0 for 2 D (gelu) or the same parameters in
+            4/3 D (swiglu).
+        decay: gamma per head. "equation8": 1 - 2^(-5-h); "linspace": 1 - exp(linspace(log 1/32, log
+            1/512, H)), the rule of the paper's language models; "none": 1; or a list of H gammas in
+            (0, 1].
+        score_norm: what divides a head's output before its norm. "none": nothing; "decay":
+            sqrt(Z_n) (torchscale's recurrent form); "paper": max(|row sum|, sqrt(Z_n)), the paper's
+            three normalisers together.
         head_norm: the norm over each head's V outputs, per token.
-        head_norm_affine: whether that norm has a weight (and a bias, for layernorm), shared by the heads.
+        head_norm_affine: whether that norm has a weight (and a bias, for layernorm), shared by the
+            heads.
         head_norm_eps: its epsilon.
         norm: the norm before each half of a block and after the last block.
         norm_eps: its epsilon.
@@ -63,9 +69,9 @@ class ModelConfig:
     d_model: int = 256
     num_layers: int = 4
     num_heads: int = 4
-    key_size: int | None = None
-    value_size: int | None = None
-    ffn_size: int | None = None
+    key_size: int = 0
+    value_size: int = 0
+    ffn_size: int = 0
     decay: DecayRule | Sequence[float] = "linspace"
     score_norm: ScoreNorm = "none"
     head_norm: NormKind = "layernorm"
@@ -83,18 +89,22 @@ class ModelConfig:
     def __post_init__(self) -> None:
         self._check_choices()
         self._check_numbers()
-        if self.key_size is None:
+        if not self.key_size:
             _require(
                 self.d_model % self.num_heads == 0,
-                f"num_heads must divide d_model, got {self.num_heads} and {self.d_model}; change one or set key_size",
+                f"num_heads must divide d_model, got {self.num_heads} and {self.d_model}; "
+                "change one or set key_size",
             )
             object.__setattr__(self, "key_size", self.d_model // self.num_heads)
-        if self.value_size is None:
+        if not self.value_size:
             object.__setattr__(self, "value_size", 2 * self.key_size)
-        if self.ffn_size is None:
+        if not self.ffn_size:
             width = 2 * self.d_model if self.feed_forward == "gelu" else round(4 * self.d_model / 3)
             object.__setattr__(self, "ffn_size", width)
-        _require(self.key_size % 2 == 0, f"key_size must be even (it rotates in pairs), got {self.key_size}")
+        _require(
+            self.key_size % 2 == 0,
+            f"key_size must be even (it rotates in pairs), got {self.key_size}",
+        )
         if not isinstance(self.decay, str):
             self._check_gammas()
 
@@ -107,12 +117,19 @@ class ModelConfig:
             _require(value in get_args(kind), f"{name} must be one of {allowed}, got {value!r}")
 
     def _check_numbers(self) -> None:
-        for name in ("vocab_size", "d_model", "num_layers", "num_heads", "key_size", "value_size", "ffn_size"):
+        for name in (
+            "vocab_size",
+            "d_model",
+            "num_layers",
+            "num_heads",
+            "key_size",
+            "value_size",
+            "ffn_size",
+        ):
             value = getattr(self, name)
-            if value is None and name in ("key_size", "value_size", "ffn_size"):
-                continue
-            is_count = isinstance(value, int) and not isinstance(value, bool) and value > 0
-            _require(is_count, f"{name} must be a positive integer, got {value!r}")
+            least = 0 if name in ("key_size", "value_size", "ffn_size") else 1
+            is_count = isinstance(value, int) and not isinstance(value, bool) and value >= least
+            _require(is_count, f"{name} must be an integer >= {least}, got {value!r}")
         for name in ("head_norm_eps", "norm_eps"):
             _require(getattr(self, name) >= 0, f"{name} must be >= 0, got {getattr(self, name)!r}")
         _require(0 <= self.dropout < 1, f"dropout must be in [0, 1), got {self.dropout!r}")
@@ -138,13 +155,15 @@ class ModelConfig:
 
     @property
     def state_numbers(self) -> int:
-        """Numbers in the recurrent state of one sequence, over all layers. They are fp32: 4 bytes each."""
+        """Numbers in the recurrent state of one sequence, over all layers. They are fp32: 4 bytes
+        each."""
         value_columns = self.value_size + (self.score_norm == "paper")
         return self.num_layers * self.num_heads * self.key_size * value_columns
 
     @property
     def flops_per_token(self) -> int:
-        """Floating-point operations to decode one token: two a weight, and five a state entry (6 when read)."""
+        """Floating-point operations to decode one token: two a weight, and five a state entry (6
+        when read)."""
         head = self.vocab_size * self.d_model
         return 2 * (self.num_layers * self.layer_parameters + head) + 5 * self.state_numbers
 
@@ -154,7 +173,8 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "ModelConfig":
-        """The config of `to_dict`'s fields; a key that is none of them is a ValueError naming the nearest."""
+        """The config of `to_dict`'s fields; a key that is none of them is a ValueError naming the
+        nearest."""
         names = [field.name for field in fields(cls)]
         for key in values:
             _require(key in names, f"unknown model setting {key!r}{nearest(key, names)}")
@@ -175,9 +195,16 @@ _CHOICES: dict[str, Any] = {
 def _paper(d_model: int, num_layers: int) -> dict[str, Any]:
     """A model of the paper's tables 2 and 7: head size 256, value size 512, ffn 2 D, dropout 0.1.
 
-    The paper names neither tokenizer nor vocabulary; 50,304 is GPT-2's, rounded up to a multiple of 128.
+    The paper names neither tokenizer nor vocabulary; 50,304 is GPT-2's, rounded up to a multiple of
+    128.
     """
-    return dict(vocab_size=50_304, d_model=d_model, num_layers=num_layers, num_heads=d_model // 256, dropout=0.1)
+    return dict(
+        vocab_size=50_304,
+        d_model=d_model,
+        num_layers=num_layers,
+        num_heads=d_model // 256,
+        dropout=0.1,
+    )
 
 
 _PRESET_FIELDS: dict[str, dict[str, Any]] = {
@@ -191,10 +218,16 @@ _PRESET_FIELDS: dict[str, dict[str, Any]] = {
     "13b": _paper(5120, 40),
 }
 
-PRESETS: dict[str, ModelConfig] = {name: ModelConfig(**chosen) for name, chosen in _PRESET_FIELDS.items()}
+PRESETS: dict[str, ModelConfig] = {
+    name: ModelConfig(**chosen) for name, chosen in _PRESET_FIELDS.items()
+}
 
 
 def preset(name: str, **changes: Any) -> ModelConfig:
-    """The named model of PRESETS with some fields changed; sizes left open follow the changed ones."""
-    _require(name in PRESETS, f"unknown preset {name!r}{nearest(name, PRESETS)}; there are {', '.join(PRESETS)}")
+    """The named model of PRESETS with some fields changed; sizes left open follow the changed
+    ones."""
+    _require(
+        name in PRESETS,
+        f"unknown preset {name!r}{nearest(name, PRESETS)}; there are {', '.join(PRESETS)}",
+    )
     return ModelConfig.from_dict({**_PRESET_FIELDS[name], **changes})

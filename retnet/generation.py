@@ -1,4 +1,5 @@
-"""Inference on token ids: read a prompt, take one step, choose a token, go on. Memory stays that of one state."""
+"""Inference on token ids: read a prompt, take one step, choose a token, go on. Memory stays that of
+one state."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,9 +24,11 @@ class SamplingParams:
         top_k: only the k likeliest tokens; 0 for all.
         top_p: only the likeliest tokens that together reach this probability; 1 for all.
         min_p: only tokens at least this likely compared with the likeliest; 0 for all.
-        repetition_penalty: logits of tokens already there are divided by it if positive, multiplied if negative.
+        repetition_penalty: logits of tokens already there are divided by it if positive, multiplied
+            if negative.
         stop_tokens: ids that end a row; the id itself is still given out.
-        stop: strings that end a text; used by `retnet.text`, where the string itself is not given out.
+        stop: strings that end a text; used by `retnet.text`, where the string itself is not given
+            out.
     """
 
     max_tokens: int | None = 256
@@ -39,12 +42,20 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         for name, holds, expected in (
-            ("max_tokens", self.max_tokens is None or self.max_tokens >= 0, ">= 0, or None for no limit"),
+            (
+                "max_tokens",
+                self.max_tokens is None or self.max_tokens >= 0,
+                ">= 0, or None for no limit",
+            ),
             ("temperature", 0 <= self.temperature < float("inf"), ">= 0 and finite; 0 is greedy"),
             ("top_k", self.top_k >= 0, ">= 0; 0 keeps all tokens"),
             ("top_p", 0 < self.top_p <= 1, "in (0, 1]; 1 keeps all tokens"),
             ("min_p", 0 <= self.min_p <= 1, "in [0, 1]; 0 keeps all tokens"),
-            ("repetition_penalty", 0 < self.repetition_penalty < float("inf"), "> 0 and finite; 1 is none"),
+            (
+                "repetition_penalty",
+                0 < self.repetition_penalty < float("inf"),
+                "> 0 and finite; 1 is none",
+            ),
             ("stop", all(self.stop), "a list of strings that are not empty"),
         ):
             if not holds:
@@ -64,7 +75,8 @@ def prefill(
 
     Args:
         state: what was read before, or None.
-        mask: [B, T] bool, True for tokens; padding stands on the left, of rows that have read nothing yet.
+        mask: [B, T] bool, True for tokens; padding stands on the left, of rows that have read
+            nothing yet.
         piece: the most tokens to read at a time.
 
     Returns:
@@ -74,25 +86,30 @@ def prefill(
         ValueError: for an empty prompt, or padding elsewhere.
     """
     if tokens.dim() != 2 or tokens.shape[1] == 0:
-        raise ValueError(f"tokens must be [B, T] with T >= 1, got {list(tokens.shape)}; a prompt needs a token")
+        raise ValueError(
+            f"tokens must be [B, T] with T >= 1, got {list(tokens.shape)}; a prompt needs a token"
+        )
     if mask is not None:
         check_left_padding(mask, state)
-    features = None
     for start in range(0, tokens.shape[1], piece):
         part = slice(start, start + piece)
         part_mask = None if mask is None else mask[:, part]
         features, state = model.features(tokens[:, part], state, mask=part_mask)
+    assert state is not None
     return model.logits(features[:, -1]), state
 
 
 @torch.inference_mode()
 def step(model: RetNet, tokens: Tensor, state: RetNetState) -> tuple[Tensor, RetNetState]:
-    """Read one token a row [B], in constant time and memory (Eq. 6): the next scores [B, vocab_size] and the state."""
+    """Read one token a row [B], in constant time and memory (Eq. 6): the next scores [B,
+    vocab_size] and the state."""
     features, state = model.features(tokens[:, None], state, retain=retention_recurrent)
     return model.logits(features[:, 0]), state
 
 
-def sample(logits: Tensor, params: SamplingParams, generator: torch.Generator | None = None) -> Tensor:
+def sample(
+    logits: Tensor, params: SamplingParams, generator: torch.Generator | None = None
+) -> Tensor:
     """Choose a token for each row of scores: [B, vocab_size] -> [B] int64."""
     logits = logits.float()
     if params.temperature == 0:
@@ -119,7 +136,9 @@ def generate(
         [B] int64, the next token of each row; -1 for a row that has ended.
     """
     if len(prompts) == 0 or any(len(prompt) == 0 for prompt in prompts):
-        raise ValueError("prompts must hold at least one token each, got an empty one; begin with a bos token")
+        raise ValueError(
+            "prompts must hold at least one token each, got an empty one; begin with a bos token"
+        )
     tokens, mask = _left_padded(prompts)
     logits, state = prefill(model, tokens, mask=mask)
     seen = _seen(tokens, mask, logits) if params.repetition_penalty != 1 else None
@@ -141,11 +160,17 @@ def generate(
 
 
 def check_left_padding(mask: Tensor, state: RetNetState | None = None) -> None:
-    """Raise a ValueError unless all padding of mask [B, T] is on the left of rows that have read nothing yet."""
+    """Raise a ValueError unless all padding of mask [B, T] is on the left of rows that have read
+    nothing yet."""
     if (mask.int().diff(dim=1) < 0).any():
-        raise ValueError("mask must have its padding on the left, got padding after a token; pad on the left")
+        raise ValueError(
+            "mask must have its padding on the left, got padding after a token; pad on the left"
+        )
     if state is not None and (~mask[:, 0] & (state.position > 0)).any():
-        raise ValueError("mask must not pad rows that have a state, got padding that would age it; batch by length")
+        raise ValueError(
+            "mask must not pad rows that have a state, got padding that would age it; "
+            "batch rows of one length"
+        )
 
 
 def _left_padded(prompts: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:

@@ -1,4 +1,5 @@
-"""The layers: gated multi-scale retention (Eq. 8), the feed forward, and the block that holds both (Eq. 9)."""
+"""The layers: gated multi-scale retention (Eq. 8), the feed forward, and the block that holds both
+(Eq. 9)."""
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,8 @@ from retnet.position import TokenContext, rotate
 
 
 class MultiScaleRetention(nn.Module):
-    """swish(x W_G) . norm_h(retention(x W_Q, x W_K, x W_V)), times W_O: each head with its own decay (Eq. 8)."""
+    """swish(x W_G) . norm_h(retention(x W_Q, x W_K, x W_V)), times W_O: each head with its own
+    decay (Eq. 8)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -22,22 +24,31 @@ class MultiScaleRetention(nn.Module):
         self.g_proj = nn.Linear(config.d_model, values, bias=config.bias)
         self.out_proj = nn.Linear(values, config.d_model, bias=config.bias)
         self.head_norm = _norm(
-            config.head_norm, config.value_size, config.head_norm_eps, affine=config.head_norm_affine
+            config.head_norm,
+            config.value_size,
+            config.head_norm_eps,
+            affine=config.head_norm_affine,
         )
 
-    def forward(self, x: Tensor, context: TokenContext, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, context: TokenContext, state: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """x [B, T, D] and the state before [B, H, K, V] -> y [B, T, D] and the state after.
 
-        With score_norm "paper" the state has one more value column, of the sums of the decayed keys.
+        With score_norm "paper" the state has one more value column, of the sums of the decayed
+        keys.
         """
         q = rotate(self._heads(self.q_proj(x)), context.query_rotation, self.config.rotary_pairing)
         k = rotate(self._heads(self.k_proj(x)), context.key_rotation, self.config.rotary_pairing)
         v = self._heads(self.v_proj(x))
-        if context.mask is not None:  # Keys, not scores: a padded token must leave the state untouched.
+        if context.mask is not None:
+            # Keys, not scores: a padded token must leave the state untouched.
             k, v = (y.masked_fill(~context.mask[..., None, None], 0) for y in (k, v))
         if self.config.score_norm == "paper":
             v = F.pad(v, (0, 1), value=1.0)
-        out, state = context.retain(q, k, v, context.log_decay, state, segment_ids=context.segment_ids)
+        out, state = context.retain(
+            q, k, v, context.log_decay, state, segment_ids=context.segment_ids
+        )
         y = self.head_norm(self._normalised(out, context.score_scale)).to(x.dtype)
         return self.out_proj(F.silu(self.g_proj(x)) * y.flatten(2)), state
 
@@ -48,8 +59,8 @@ class MultiScaleRetention(nn.Module):
     def _normalised(self, out: Tensor, score_scale: Tensor | None) -> Tensor:
         """The retention outputs over the configured score norm (section 2.2), [B, T, H, V].
 
-        The paper's three normalisers together divide row n by max(|sum_m R_nm|, sqrt(Z_n)), where sum_m R_nm is the
-        output of a value column of ones.
+        The paper's three normalisers together divide row n by max(|sum_m R_nm|, sqrt(Z_n)), where
+        sum_m R_nm is the output of a value column of ones.
         """
         if score_scale is None:
             return out
@@ -88,7 +99,9 @@ class RetNetBlock(nn.Module):
         self.feed_forward = FeedForward(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, context: TokenContext, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, context: TokenContext, state: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """x [B, T, D] and the mixer's state before -> the same after."""
         mixed, state = self.mixer(self.mixer_norm(x), context, state)
         x = x + self.dropout(mixed)

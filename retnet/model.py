@@ -17,7 +17,8 @@ from retnet.position import Retention, make_context, token_positions
 class RetNetState:
     """All that a RetNet remembers of the tokens it has read: a value, never changed in place.
 
-    layers: L tensors [B, H, K, V], fp32 (fp64 for an fp64 model); with score_norm "paper" one value column more.
+    layers: L tensors [B, H, K, V], fp32 (fp64 for an fp64 model); with score_norm "paper" one value
+        column more.
     position: [B] int64, how many tokens each row has read.
     """
 
@@ -30,7 +31,8 @@ class RetNetState:
         return sum(layer.numel() * layer.element_size() for layer in self.layers)
 
     def rows(self, index: Tensor | Sequence[int]) -> "RetNetState":
-        """The state of the chosen rows of the batch, in that order; a row may be chosen more than once."""
+        """The state of the chosen rows of the batch, in that order; a row may be chosen more than
+        once."""
         index = torch.as_tensor(index, dtype=torch.int64, device=self.position.device)
         return RetNetState(tuple(layer[index] for layer in self.layers), self.position[index])
 
@@ -41,7 +43,8 @@ class RetNetState:
             raise ValueError("states must hold at least one state, got none")
         layers = zip(*(state.layers for state in states), strict=True)
         return RetNetState(
-            tuple(torch.cat(rows) for rows in layers), torch.cat([state.position for state in states])
+            tuple(torch.cat(rows) for rows in layers),
+            torch.cat([state.position for state in states]),
         )
 
 
@@ -59,7 +62,9 @@ class RetNet(nn.Module):
         super().__init__()
         self.config = config
         device = torch.get_default_device()
-        with torch.device("meta"):  # The default initialisation of torch's layers is skipped, not overwritten.
+        with torch.device(
+            "meta"
+        ):  # The default initialisation of torch's layers is skipped, not overwritten.
             self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model)
             self.layers = nn.ModuleList(RetNetBlock(config) for _ in range(config.num_layers))
             self.norm = _norm(config.norm, config.d_model, config.norm_eps)
@@ -84,12 +89,13 @@ class RetNet(nn.Module):
         Args:
             tokens: [B, T] int64, ids below vocab_size.
             state: what it has read before, or None for nothing.
-            retain: the form of retention: `retention_chunkwise`, `retention_parallel`, `retention_recurrent`, or one
-                of them with options bound by `functools.partial`.
-            mask: [B, T] bool, True for tokens and False for padding. Where the state is used afterwards, padding may
-                only stand on the left of rows that have read nothing yet: it would age a state.
-            segment_ids: [B, T] integers; documents packed in a row see nothing of each other, and the last one's state
-                is handed on.
+            retain: the form of retention: `retention_chunkwise`, `retention_parallel`,
+                `retention_recurrent`, or one of them with options bound by `functools.partial`.
+            mask: [B, T] bool, True for tokens and False for padding. Where the state is used
+                afterwards, padding may only stand on the left of rows that have read nothing yet:
+                it would age a state.
+            segment_ids: [B, T] integers; documents packed in a row see nothing of each other, and
+                the last one's state is handed on.
 
         Returns:
             [B, T, D] after the final norm, and the state after the last token.
@@ -121,8 +127,11 @@ class RetNet(nn.Module):
         mask: Tensor | None = None,
         segment_ids: Tensor | None = None,
     ) -> tuple[Tensor, RetNetState]:
-        """The scores of the token after each [B, T, vocab_size], and the state after the last. As `features`."""
-        features, state = self.features(tokens, state, retain=retain, mask=mask, segment_ids=segment_ids)
+        """The scores of the token after each [B, T, vocab_size], and the state after the last. As
+        `features`."""
+        features, state = self.features(
+            tokens, state, retain=retain, mask=mask, segment_ids=segment_ids
+        )
         return self.logits(features), state
 
     def _layer_states(self, state: RetNetState | None, tokens: Tensor) -> Sequence[Tensor | None]:
@@ -130,14 +139,16 @@ class RetNet(nn.Module):
             return [None] * self.config.num_layers
         if len(state.layers) != self.config.num_layers or len(state.position) != len(tokens):
             raise ValueError(
-                f"state must have {self.config.num_layers} layers and {len(tokens)} rows, got {len(state.layers)} and "
+                f"state must have {self.config.num_layers} layers and {len(tokens)} rows, "
+                f"got {len(state.layers)} and "
                 f"{len(state.position)}; it belongs to another model or batch"
             )
         return state.layers
 
 
 def initialise_(model: RetNet, generator: torch.Generator | None = None) -> None:
-    """Draw the initial weights, as the paper's authors do in their first release (the paper gives no constants).
+    """Draw the initial weights, as the paper's authors do in their first release (the paper gives
+    no constants).
 
     | embeddings, output head            | normal, standard deviation D^-0.5 |
     | query, key, value, gate            | Xavier uniform, gain 2^-2.5       |
@@ -163,9 +174,12 @@ def initialise_(model: RetNet, generator: torch.Generator | None = None) -> None
 def next_token_loss(logits: Tensor, targets: Tensor, *, ignore_index: int = -100) -> Tensor:
     """Mean cross-entropy in nats of the tokens that came next.
 
-    logits: [..., vocab], any float dtype, summed in fp32   targets: [...] int64, those equal to ignore_index left out
+    logits: [..., vocab], any float dtype, summed in fp32
+    targets: [...] int64; those equal to ignore_index are left out
     """
-    return F.cross_entropy(logits.float().flatten(0, -2), targets.flatten(), ignore_index=ignore_index)
+    return F.cross_entropy(
+        logits.float().flatten(0, -2), targets.flatten(), ignore_index=ignore_index
+    )
 
 
 def _check_tokens(tokens: Tensor, mask: Tensor | None, config: ModelConfig) -> None:
@@ -173,5 +187,6 @@ def _check_tokens(tokens: Tensor, mask: Tensor | None, config: ModelConfig) -> N
         raise ValueError(f"tokens must be integers [B, T], got {tokens.dtype} {list(tokens.shape)}")
     if mask is not None and (mask.shape != tokens.shape or mask.dtype != torch.bool):
         raise ValueError(
-            f"mask must be bool [B, T] = {list(tokens.shape)}, got {mask.dtype} {list(mask.shape)}; True is a token"
+            f"mask must be bool [B, T] = {list(tokens.shape)}, True for tokens, "
+            f"got {mask.dtype} {list(mask.shape)}"
         )

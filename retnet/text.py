@@ -16,9 +16,11 @@ class Tokenizer(Protocol):
     bos_id: int
     eos_id: int
 
-    def encode(self, text: str) -> list[int]: ...
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text, without bos or eos."""
 
-    def decode_bytes(self, ids: Sequence[int]) -> bytes: ...
+    def decode_bytes(self, ids: Sequence[int]) -> bytes:
+        """The bytes that ids stand for, which may end inside a character."""
 
 
 def complete(
@@ -31,18 +33,22 @@ def complete(
 ) -> Iterator[str]:
     """The continuation of a prompt, in pieces as they come; joined, they are the text.
 
-    A character whose bytes have not all come is held back, and so is what may be the beginning of a stop string. The
-    text ends before the first stop string, at a token of end, or at the limit. An empty prompt begins a document.
+    A character whose bytes have not all come is held back, and so is what may be the beginning of a
+    stop string. The text ends before the first stop string, at a token of end, or at the limit. An
+    empty prompt begins a document.
     """
     device = next(model.parameters()).device
     ids = torch.tensor([[tokenizer.bos_id, *tokenizer.encode(prompt)]], device=device)
-    params = SamplingParams(**{**vars(params), "stop_tokens": (*params.stop_tokens, tokenizer.eos_id)})
+    params = SamplingParams(
+        **{**vars(params), "stop_tokens": (*params.stop_tokens, tokenizer.eos_id)}
+    )
     tokens = (int(chosen) for chosen in generate(model, ids, params, generator=generator))
     return until_stop(_characters(tokenizer, tokens, params.stop_tokens), params.stop)
 
 
 def until_stop(pieces: Iterator[str], stops: Sequence[str]) -> Iterator[str]:
-    """The text of the pieces up to the first stop string, as early as it is sure not to be the start of one."""
+    """The text of the pieces up to the first stop string, as early as it is sure not to be the
+    start of one."""
     held = ""
     for piece in pieces:
         held += piece
@@ -58,7 +64,9 @@ def until_stop(pieces: Iterator[str], stops: Sequence[str]) -> Iterator[str]:
         yield held
 
 
-def _characters(tokenizer: Tokenizer, tokens: Iterator[int], stop_tokens: Sequence[int]) -> Iterator[str]:
+def _characters(
+    tokenizer: Tokenizer, tokens: Iterator[int], stop_tokens: Sequence[int]
+) -> Iterator[str]:
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     for token in tokens:
         if token in stop_tokens:
@@ -74,6 +82,11 @@ def _characters(tokenizer: Tokenizer, tokens: Iterator[int], stop_tokens: Sequen
 def _possible_stop(text: str, stops: Sequence[str]) -> int:
     """The length of the longest end of text that begins a stop string."""
     return max(
-        (size for stop in stops for size in range(1, min(len(stop), len(text) + 1)) if text.endswith(stop[:size])),
+        (
+            size
+            for stop in stops
+            for size in range(1, min(len(stop), len(text) + 1))
+            if text.endswith(stop[:size])
+        ),
         default=0,
     )

@@ -210,7 +210,7 @@ def test_flops_are_counted() -> None:
 @pytest.mark.usefixtures("benchmarks")
 @pytest.mark.filterwarnings("ignore")  # of packages that it imports
 def test_torchscale_computes_the_same_thing() -> None:
-    """Its rows are of our op: outputs differ by one factor a token and head, which its norm removes."""
+    """Its outputs are ours but for one factor a token and head, which the head norm removes."""
     from contenders import Shape, contenders
 
     shape = Shape(batch_size=2, num_tokens=1024, num_heads=3, key_size=8, value_size=16)

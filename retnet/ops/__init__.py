@@ -1,9 +1,12 @@
 """Retention in its three forms, and the algebra of its state.
 
-The op is the equation and nothing else: no scale, positions, padding or normaliser. Each form takes a state and hands
-one on, and any form may continue any other, at any cut. Per head, with gamma = exp(log_decay),
+The op is the equation and nothing else: no scale, positions, padding or normaliser. Each form takes
+    a state and hands one on, and any form may continue any other, at any cut. Per head, with gamma
+    = exp(log_decay),
 
-    o_n = sum_{m <= n} gamma^(n-m) (q_n . k_m) v_m + gamma^(n+1) q_n S        n, m = 0..T-1, S the state before.
+    o_n = sum_{m <= n} gamma^(n-m) (q_n . k_m) v_m + gamma^(n+1) q_n S
+
+for n, m = 0..T-1, with S the state before.
 """
 
 from collections.abc import Callable
@@ -59,13 +62,13 @@ def retention_parallel(
         v: [B, T, H, V], same dtype.
         log_decay: [H], log(gamma) <= 0, fp32 or fp64; may stay on the CPU.
         state: [B, H, K, V], what the tokens before left behind, or None for zeros.
-        segment_ids: [B, T] integers. Tokens see each other only within a run of equal ids; the state that comes in
-            belongs to the first run, the one handed out to the last.
+        segment_ids: [B, T] integers. Tokens see each other only within a run of equal ids; the
+            state that comes in belongs to the first run, the one handed out to the last.
         backend: "auto" or one of `available_backends("parallel")`.
 
     Returns:
-        The outputs [B, T, H, V] in v's dtype, and the state after the last token [B, H, K, V], fp32 (fp64 where the
-        inputs are fp64).
+        The outputs [B, T, H, V] in v's dtype, and the state after the last token [B, H, K, V], fp32
+        (fp64 where the inputs are fp64).
 
     Raises:
         ValueError: where a shape, dtype, device, sign or backend is not as above.
@@ -84,7 +87,8 @@ def retention_recurrent(
     segment_ids: Tensor | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """Retention token by token, O(T) in time and constant in memory (Eq. 6). As `retention_parallel` otherwise."""
+    """Retention token by token, O(T) in time and constant in memory (Eq. 6). As
+    `retention_parallel` otherwise."""
     _check(q, k, v, log_decay, state, segment_ids)
     return _run("recurrent", backend, q, k, v, log_decay, state, segment_ids)
 
@@ -102,9 +106,10 @@ def retention_chunkwise(
 ) -> tuple[Tensor, Tensor]:
     """Retention chunk by chunk, O(T) in time with the speed of matrix products (Eq. 7 as in v4).
 
-    As `retention_parallel` otherwise. chunk_size, the tokens of a chunk, changes the speed and not the result; T need
-    not be a multiple of it. Heads that forget fast are given shorter chunks, so that gamma^-chunk stays in range. The
-    "torch" backend differentiates by q, k, v and state, not by log_decay.
+    As `retention_parallel` otherwise. chunk_size, the tokens of a chunk, changes the speed and not
+    the result; T need not be a multiple of it. Heads that forget fast are given shorter chunks, so
+    that gamma^-chunk stays in range. The "torch" backend differentiates by q, k, v and state, not
+    by log_decay.
     """
     _check(q, k, v, log_decay, state, segment_ids)
     if not isinstance(chunk_size, int) or chunk_size < 1:
@@ -112,11 +117,15 @@ def retention_chunkwise(
     return _run("chunkwise", backend, q, k, v, log_decay, state, segment_ids, chunk_size)
 
 
-def combine_states(first: Tensor, second: Tensor, log_decay: Tensor, num_tokens_second: int | Tensor) -> Tensor:
-    """The state after two stretches of tokens, from the state that each leaves on its own (Eq. 6, summed).
+def combine_states(
+    first: Tensor, second: Tensor, log_decay: Tensor, num_tokens_second: int | Tensor
+) -> Tensor:
+    """The state after two stretches of tokens, from the state that each leaves on its own (Eq. 6,
+    summed).
 
     Args:
-        first, second: [B, H, K, V], states that started from zeros, the second's keys rotated at their own positions.
+        first, second: [B, H, K, V], states that started from zeros, the second's keys rotated at
+            their own positions.
         log_decay: [H], log(gamma) <= 0.
         num_tokens_second: the length of the second stretch, one number or [B].
 
@@ -128,39 +137,59 @@ def combine_states(first: Tensor, second: Tensor, log_decay: Tensor, num_tokens_
     return carried * first + second
 
 
-def _run(form: Form, backend: str, *arguments: Tensor | int | None) -> tuple[Tensor, Tensor]:
+def _run(
+    form: Form, backend: str, q: Tensor, *arguments: Tensor | int | None
+) -> tuple[Tensor, Tensor]:
     names = available_backends(form)
     if backend != "auto" and backend not in names:
         choices = ", ".join(map(repr, ("auto", *names)))
         raise ValueError(f"backend of the {form} form must be one of {choices}, got {backend!r}")
     retention = _BACKENDS[form][names[0] if backend == "auto" else backend]
-    device = arguments[0].device.type
+    device = q.device.type
     if not torch.is_autocast_enabled(device):
-        return retention(*arguments)
+        return retention(q, *arguments)
     with torch.autocast(device, enabled=False):  # The ops choose their own precision.
-        return retention(*arguments)
+        return retention(q, *arguments)
 
 
 def _check(
-    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None, segment_ids: Tensor | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    state: Tensor | None,
+    segment_ids: Tensor | None,
 ) -> None:
     if q.dim() != 4 or k.shape != q.shape:
-        raise ValueError(f"q and k must be [B, T, H, K] of one shape, got {_shape(q)} and {_shape(k)}")
+        raise ValueError(
+            f"q and k must be [B, T, H, K] of one shape, got {_shape(q)} and {_shape(k)}"
+        )
     if v.dim() != 4 or v.shape[:3] != q.shape[:3]:
-        raise ValueError(f"v must be [B, T, H, V] with q's B, T, H = {_shape(q[..., 0])}, got {_shape(v)}")
+        raise ValueError(
+            f"v must be [B, T, H, V] with q's B, T, H = {_shape(q[..., 0])}, got {_shape(v)}"
+        )
     if not q.dtype == k.dtype == v.dtype or not q.dtype.is_floating_point:
-        raise ValueError(f"q, k, v must share one float dtype, got {q.dtype}, {k.dtype}, {v.dtype}; cast them")
+        raise ValueError(
+            f"q, k, v must share one float dtype, got {q.dtype}, {k.dtype}, {v.dtype}; cast them"
+        )
     for name, x in (("k", k), ("v", v), ("state", state), ("segment_ids", segment_ids)):
         if x is not None and x.device != q.device:
-            raise ValueError(f"{name} must be on q's device {q.device}, got {x.device}; move it with .to(q.device)")
+            raise ValueError(
+                f"{name} must be on q's device {q.device}, got {x.device}; move it there"
+            )
     _check_log_decay(log_decay, q)
     if state is not None:
         expected = (q.shape[0], q.shape[2], q.shape[3], v.shape[3])
         if state.shape != expected:
             raise ValueError(f"state must be [B, H, K, V] = {list(expected)}, got {_shape(state)}")
         if state.dtype != accumulation_dtype(v.dtype):
-            raise ValueError(f"state must be {accumulation_dtype(v.dtype)} for {v.dtype} inputs, got {state.dtype}")
-    if segment_ids is not None and (segment_ids.shape != q.shape[:2] or segment_ids.dtype.is_floating_point):
+            raise ValueError(
+                f"state must be {accumulation_dtype(v.dtype)} for {v.dtype} inputs, "
+                f"got {state.dtype}"
+            )
+    if segment_ids is not None and (
+        segment_ids.shape != q.shape[:2] or segment_ids.dtype.is_floating_point
+    ):
         raise ValueError(
             f"segment_ids must be integers [B, T] = {list(q.shape[:2])}, "
             f"got {segment_ids.dtype} {_shape(segment_ids)}"
@@ -171,14 +200,20 @@ def _check_log_decay(log_decay: Tensor, q: Tensor) -> None:
     if log_decay.shape != q.shape[2:3]:
         raise ValueError(f"log_decay must be [H] = [{q.shape[2]}], got {_shape(log_decay)}")
     if log_decay.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"log_decay must be fp32 or fp64 (in {log_decay.dtype} slow heads stop forgetting); cast it")
+        raise ValueError(
+            f"log_decay must be fp32 or fp64, got {log_decay.dtype}, where slow heads never forget"
+        )
     if log_decay.device.type not in ("cpu", q.device.type):
-        raise ValueError(f"log_decay must be on q's device {q.device} or the CPU, got {log_decay.device}")
+        raise ValueError(
+            f"log_decay must be on q's device {q.device} or the CPU, got {log_decay.device}"
+        )
     low, high = (float(x) for x in log_decay.detach().aminmax())
     if not high <= 0:
         raise ValueError(f"log_decay must be <= 0, got max {high:.3g}; pass log(gamma), not gamma")
     if not low > -float("inf"):
-        raise ValueError(f"log_decay must be finite, got min {low:.3g}; the smallest gamma must be above 0")
+        raise ValueError(
+            f"log_decay must be finite, got min {low:.3g}; the smallest gamma must be above 0"
+        )
 
 
 def _shape(x: Tensor) -> list[int]:

@@ -9,8 +9,8 @@ from torch import Tensor
 def matmul_dtype(x: Tensor) -> torch.dtype:
     """The dtype that retention's products of tensors like x are computed in.
 
-    That of x, but where a CPU's fp16 or bf16 products are no faster than its fp32 ones, they are done in fp32, which
-    is as quick and more exact.
+    That of x, but where a CPU's fp16 or bf16 products are no faster than its fp32 ones, they are
+    done in fp32, which is as quick and more exact.
     """
     if x.device.type != "cpu" or x.dtype not in (torch.float16, torch.bfloat16):
         return x.dtype
@@ -21,8 +21,9 @@ def matmul_dtype(x: Tensor) -> torch.dtype:
 def cpu_has_fast_bf16() -> bool:
     """Whether this CPU multiplies bf16 matrices faster than fp32 ones.
 
-    True with AMX tiles, and with AVX512-BF16 on AMD (Zen 4 and later: two to four times fp32). Intel cores without
-    AMX issue the AVX512-BF16 dot product at half the rate of fp32's fused multiply-add (0.55 of fp32's speed in all).
+    True with AMX tiles, and with AVX512-BF16 on AMD (Zen 4 and later: two to four times fp32).
+    Intel cores without AMX issue the AVX512-BF16 dot product at half the rate of fp32's fused
+    multiply-add (0.55 of fp32's speed in all).
     """
     features = torch.cpu.get_capabilities()
     if features.get("amx_bf16", False):

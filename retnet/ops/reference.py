@@ -1,11 +1,14 @@
-"""The three forms of retention, each straight from its equation (arXiv 2307.08621 v4), in plain torch.
+"""The three forms of retention, each straight from its equation (arXiv 2307.08621 v4), in plain
+torch.
 
-These are the definitions that every fast path is tested against: they favour being read over speed, and compute in
-the accumulation dtype throughout. Letters are the paper's: D decay mask, S and R states, zeta and xi the decays from
-a token to its chunk's end and from its chunk's start to it. Arguments and shapes: `retnet.ops`; nothing is checked.
+These are the definitions that every fast path is tested against: they favour being read over speed,
+    and compute in the accumulation dtype throughout. Letters are the paper's: D decay mask, S and R
+    states, zeta and xi the decays from a token to its chunk's end and from its chunk's start to it.
+    Arguments and shapes: `retnet.ops`; nothing is checked.
 
-Segments multiply one factor into each sum: token n sees token m only if no boundary lies between them. `run` counts
-the boundaries up to each token, so that is `run_n == run_m`; the state that comes in belongs to run 0.
+Segments multiply one factor into each sum: token n sees token m only if no boundary lies between
+    them. `run` counts the boundaries up to each token, so that is `run_n == run_m`; the state that
+    comes in belongs to run 0.
 """
 
 import torch
@@ -19,7 +22,8 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def segment_runs(segment_ids: Tensor | None, like: Tensor) -> Tensor:
-    """The number of segment boundaries up to each token of `like` [B, T, ...]: [B, T] int64, 0 at the first."""
+    """The number of segment boundaries up to each token of `like` [B, T, ...]: [B, T] int64, 0 at
+    the first."""
     if segment_ids is None:
         return torch.zeros(like.shape[:2], dtype=torch.int64, device=like.device)
     return pad(segment_ids.diff(dim=1).ne(0), (1, 0))[:, : like.shape[1]].cumsum(1)
@@ -32,7 +36,12 @@ def power(log_decay: Tensor, exponent: Tensor | int) -> Tensor:
 
 
 def retention_parallel(
-    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None, segment_ids: Tensor | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    state: Tensor | None,
+    segment_ids: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Eq. 5: (Q K^T . D) V, plus what the incoming state adds to it. O(T^2) time and memory."""
     Q, K, V, S, run = _prepare(q, k, v, state, segment_ids)
@@ -46,14 +55,23 @@ def retention_parallel(
     out = out + Q @ S * (power(log_decay, n + 1).to(Q.dtype) * in_first[:, None])[..., None]
     to_end = power(log_decay, T - 1 - n).to(Q.dtype) * in_last[:, None]
     one_segment = in_first.all(dim=1)[:, None, None, None]
-    S = S * power(log_decay, T).to(Q.dtype)[:, None, None] * one_segment + (K * to_end[..., None]).mT @ V
+    S = (
+        S * power(log_decay, T).to(Q.dtype)[:, None, None] * one_segment
+        + (K * to_end[..., None]).mT @ V
+    )
     return out.transpose(1, 2).to(v.dtype), S
 
 
 def retention_recurrent(
-    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None, segment_ids: Tensor | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    state: Tensor | None,
+    segment_ids: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Eq. 6: S_n = gamma S_{n-1} + K_n^T V_n and o_n = Q_n S_n. O(T) time, the memory of one state."""
+    """Eq. 6: S_n = gamma S_{n-1} + K_n^T V_n and o_n = Q_n S_n. O(T) time, the memory of one
+    state."""
     Q, K, V, S, run = _prepare(q, k, v, state, segment_ids)
     gamma = power(log_decay, 1).to(Q.dtype)[:, None, None]
     same_run = run.diff(dim=1, prepend=run.new_zeros(len(run), 1)) == 0
@@ -75,7 +93,8 @@ def retention_chunkwise(
     segment_ids: Tensor | None,
     chunk_size: int,
 ) -> tuple[Tensor, Tensor]:
-    """Eq. 7: R_i = K_i^T (V_i . zeta) + gamma^B R_{i-1} and out_i = (Q_i K_i^T . D) V_i + (Q_i R_{i-1}) . xi."""
+    """Eq. 7: R_i = K_i^T (V_i . zeta) + gamma^B R_{i-1} and out_i = (Q_i K_i^T . D) V_i + (Q_i
+    R_{i-1}) . xi."""
     Q, K, V, R, run = _prepare(q, k, v, state, segment_ids)
     run_before = run.new_zeros(len(run), 1)
     outs = [V[:, :, :0]]
@@ -99,7 +118,8 @@ def retention_chunkwise(
 def _prepare(
     q: Tensor, k: Tensor, v: Tensor, state: Tensor | None, segment_ids: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Q, K, V as [B, H, T, .] and the state in the accumulation dtype, and the segment runs [B, T]."""
+    """Q, K, V as [B, H, T, .] and the state in the accumulation dtype, and the segment runs [B,
+    T]."""
     dtype = accumulation_dtype(v.dtype)
     Q, K, V = (x.to(dtype).transpose(1, 2) for x in (q, k, v))
     if state is None:

@@ -1,20 +1,22 @@
-"""Chunkwise retention (Eq. 7) at full speed on any device: one autograd.Function over batched matrix products.
+"""Chunkwise retention (Eq. 7) at full speed on any device: one autograd.Function over batched
+matrix products.
 
 With a chunk's tokens counted j = 0..C-1, the decay is folded into queries and keys once,
 
-    q'_j = gamma^(j+1) q_j        k'_j = gamma^-(j+1) k_j        so that q'_i . k'_j = gamma^(i-j) q_i . k_j,
+    q'_j = gamma^(j+1) q_j    k'_j = gamma^-(j+1) k_j    so that q'_i . k'_j = gamma^(i-j) q_i . k_j
 
 and what is left of Eq. 7 has no decay mask, and one factor a chunk:
 
     out = tril(Q' K'^T) V + Q' S        S_next = gamma^C (S + K'^T V).
 
-gamma^-C must stay in range: `safe_chunk_size` shortens chunks where a head forgets too fast for the size asked.
+gamma^-C must stay in range: `safe_chunk_size` shortens chunks where a head forgets too fast for the
+size asked.
 
-The work goes through spans of some rows and some consecutive chunks, small enough on a CPU that everything between
-reading q, k, v and writing the result stays in the cache. A span packs its tiles, one for each row, head and chunk,
-as [G, C, .], and all its products are batched over G; the recurrence over its chunks is one product with a matrix of
-decays. Only q, k, v and the state before each span are kept for the backward pass, which takes the spans in reverse
-and recomputes the rest.
+The work goes through spans of some rows and some consecutive chunks, small enough on a CPU that
+everything between reading q, k, v and writing the result stays in the cache. A span packs its
+tiles, one for each row, head and chunk, as [G, C, .], and all its products are batched over G; the
+recurrence over its chunks is one product with a matrix of decays. Only q, k, v and the state before
+each span are kept for the backward pass, which takes the spans in reverse and recomputes the rest.
 """
 
 import math
@@ -29,13 +31,13 @@ from torch.autograd.function import once_differentiable
 from retnet.ops.precision import matmul_dtype
 from retnet.ops.reference import accumulation_dtype, power, segment_runs
 
-# The largest gamma^-C folded into keys. Scaling costs range, not precision, and 2^40 leaves products of queries,
-# keys and gradients a factor of 1e26 before fp32 and bf16 overflow.
+# The largest gamma^-C folded into keys. Scaling costs range, not precision, and 2^40 leaves
+# products of queries, keys and gradients a factor of 1e26 before fp32 and bf16 overflow.
 LARGEST_FOLD_LOG = 40 * math.log(2)
 
-# Numbers in a span's largest buffer: of one row, and in all. On a CPU a few such buffers fill a core's cache; elsewhere
-# fewer launches matter more. Only the limit for one row orders the sums, so that a row's result does not depend on how
-# many rows are beside it.
+# Numbers in a span's largest buffer: of one row, and in all. On a CPU a few such buffers fill a
+# core's cache; elsewhere fewer launches matter more. Only the limit for one row orders the sums, so
+# that a row's result does not depend on how many rows are beside it.
 ROW_NUMBERS, SPAN_NUMBERS = 2**18, 2**19
 DEVICE_ROW_NUMBERS, DEVICE_SPAN_NUMBERS = 2**24, 2**28
 
@@ -49,19 +51,22 @@ def retention_chunkwise(
     segment_ids: Tensor | None,
     chunk_size: int,
 ) -> tuple[Tensor, Tensor]:
-    """Eq. 7; arguments and results are those of `retnet.ops.retention_chunkwise`. log_decay gets no gradient."""
+    """Eq. 7; arguments and results are those of `retnet.ops.retention_chunkwise`. log_decay gets no
+    gradient."""
     batch, _, heads, key_size = q.shape
     if state is None:
         state = q.new_zeros(batch, heads, key_size, v.shape[3], dtype=accumulation_dtype(v.dtype))
     runs = None if segment_ids is None else segment_runs(segment_ids, q)
     decay = log_decay.detach().cpu()
     chunk = safe_chunk_size(decay, min(chunk_size, max(1, q.shape[1])))
-    out, state = _ChunkwiseRetention.apply(q, k, v, state, decay, runs, chunk)  # type: ignore[no-untyped-call]
-    return out, state
+    return _ChunkwiseRetention.apply(  # type: ignore[no-untyped-call]
+        q, k, v, state, decay, runs, chunk
+    )
 
 
 def safe_chunk_size(log_decay: Tensor, chunk_size: int) -> int:
-    """The first of chunk_size, chunk_size / 2, ..., 1 for which every head's gamma^-C can be folded into keys."""
+    """The first of chunk_size, chunk_size / 2, ..., 1 for which every head's gamma^-C can be folded
+    into keys."""
     fastest = -float(log_decay.min())
     while chunk_size > 1 and fastest * chunk_size > LARGEST_FOLD_LOG:
         chunk_size //= 2
@@ -71,7 +76,14 @@ def safe_chunk_size(log_decay: Tensor, chunk_size: int) -> int:
 class _ChunkwiseRetention(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, state: Tensor, decay: Tensor, runs: Tensor | None, chunk: int
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        state: Tensor,
+        decay: Tensor,
+        runs: Tensor | None,
+        chunk: int,
     ) -> tuple[Tensor, Tensor]:
         out, last_state = v.new_empty(v.shape), torch.empty_like(state)
         before: list[Tensor] = []
@@ -89,11 +101,13 @@ class _ChunkwiseRetention(torch.autograd.Function):
         return out, last_state
 
     @staticmethod
-    @once_differentiable  # type: ignore[misc]
+    @once_differentiable
     def backward(ctx: Any, grad_out: Tensor, grad_state: Tensor) -> tuple[Tensor | None, ...]:
         # Autocast, where it is on, would send the fp32 products through bf16.
         with torch.autocast(grad_out.device.type, enabled=False):
-            grads = _backward(*ctx.saved_tensors, grad_out=grad_out, grad_state=grad_state, chunk=ctx.chunk)
+            grads = _backward(
+                *ctx.saved_tensors, grad_out=grad_out, grad_state=grad_state, chunk=ctx.chunk
+            )
         return *grads, None, None, None
 
 
@@ -125,14 +139,16 @@ def _backward(
 
 
 class _Buffers:
-    """Memory for what is between, by name, used again by every span: fresh megabytes cost a page fault every 4 KB."""
+    """Memory for what is between, by name, used again by every span: fresh megabytes cost a page
+    fault every 4 KB."""
 
     def __init__(self, v: Tensor) -> None:
         self.device, self.dtype = v.device, matmul_dtype(v)
         self._memory: dict[tuple[str, torch.dtype], Tensor] = {}
 
     def take(self, name: str, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
-        """An uninitialised tensor in the memory of that name; of the products' dtype where none is given."""
+        """An uninitialised tensor in the memory of that name; of the products' dtype where none is
+        given."""
         dtype = dtype or self.dtype
         size = math.prod(shape)
         memory = self._memory.get((name, dtype))
@@ -150,8 +166,9 @@ class _Span:
     """Consecutive chunks of one length, and their decays.
 
     to_query, to_key: [H, 1, C, 1] in the products' dtype, gamma^(j+1) and gamma^-(j+1)
-    scan: [H, n+1, n+1] in the state's dtype: row i < n gives the state before chunk i, row n the one after the span,
-        as sums over the state before the span (column 0) and each chunk's K'^T V (columns 1..n)
+    scan: [H, n+1, n+1] in the state's dtype: row i < n gives the state before chunk i, row n the
+        one after the span, as sums over the state before the span (column 0) and each chunk's K'^T
+        V (columns 1..n)
     """
 
     start: int
@@ -167,7 +184,8 @@ class _Span:
         return part.unflatten(1, (self.num_chunks, self.chunk)).permute(0, 3, 1, 2, 4)
 
     def pack(self, x: Tensor, buffers: _Buffers, name: str, factor: Tensor | None = None) -> Tensor:
-        """The span's part of x [rows, T, H, F], times the factor, as tiles [G, C, F] with G = rows H n."""
+        """The span's part of x [rows, T, H, F], times the factor, as tiles [G, C, F] with G = rows
+        H n."""
         part = self.view(x)
         packed = buffers.take(name, part.shape)
         if factor is not None and x.dtype == packed.dtype:
@@ -186,10 +204,13 @@ class _Span:
 
 @dataclass(frozen=True)
 class _SegmentMasks:
-    """Who sees whom, where a row holds several segments. A boundary cuts the sums of Eq. 7 in four places.
+    """Who sees whom, where a row holds several segments. A boundary cuts the sums of Eq. 7 in four
+    places.
 
-    within: [G, C, C], token and token of one chunk   read: [G, C, 1], token and the state before its chunk
-    enter: [G, C, 1], token and the state after its chunk   across: [rows, 1, n+1, n+1], states, as `_Span.scan`
+    within: [G, C, C], token and token of one chunk
+    read: [G, C, 1], token and the state before its chunk
+    enter: [G, C, 1], token and the state after its chunk
+    across: [rows, 1, n+1, n+1], states, as in `_Span.scan`
     """
 
     within: Tensor
@@ -200,8 +221,12 @@ class _SegmentMasks:
     @classmethod
     def of(cls, span: _Span, runs: Tensor, heads: int) -> "_SegmentMasks":
         """The masks of a span, given the segment runs [rows, T] of its rows."""
-        here = runs[:, span.start : span.start + span.num_chunks * span.chunk].unflatten(1, (-1, span.chunk))
-        first = runs[:, span.start - 1 : span.start] if span.start else torch.zeros_like(runs[:, :1])
+        here = runs[:, span.start : span.start + span.num_chunks * span.chunk].unflatten(
+            1, (-1, span.chunk)
+        )
+        first = (
+            runs[:, span.start - 1 : span.start] if span.start else torch.zeros_like(runs[:, :1])
+        )
         ends = torch.cat([first, here[:, :, -1]], dim=1)
         within = here[..., :, None] == here[..., None, :]
         read, enter = here == ends[:, :-1, None], here == ends[:, 1:, None]
@@ -215,7 +240,8 @@ class _SegmentMasks:
 
 @dataclass(frozen=True)
 class _Tiles:
-    """What a span's products read: q, k [G, C, K] with the decay folded in, v [G, C, V], the span, the masks."""
+    """What a span's products read: q, k [G, C, K] with the decay folded in, v [G, C, V], the span,
+    the masks."""
 
     span: _Span
     q: Tensor
@@ -226,7 +252,14 @@ class _Tiles:
 
     @classmethod
     def pack(
-        cls, span: _Span, rows: slice, q: Tensor, k: Tensor, v: Tensor, runs: Tensor | None, buffers: _Buffers
+        cls,
+        span: _Span,
+        rows: slice,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        runs: Tensor | None,
+        buffers: _Buffers,
     ) -> "_Tiles":
         return cls(
             span=span,
@@ -247,12 +280,16 @@ class _Tiles:
         return x if self.masks is None else x * self.masks.read
 
     def that_enter(self, x: Tensor) -> Tensor:
-        """x [G, C, F] of the tokens that are seen in the state after their chunk, zeros for the others."""
+        """x [G, C, F] of the tokens that are seen in the state after their chunk, zeros for the
+        others."""
         return x if self.masks is None else x * self.masks.enter
 
     def states(self, carried: Tensor) -> tuple[Tensor, Tensor]:
-        """The state before each chunk [G, K, V] and after the last [rows, H, K, V], given the one before the span."""
-        updates = self._by_chunk(self.buffers.product("updates", self.k.mT, self.that_enter(self.v)), carried)
+        """The state before each chunk [G, K, V] and after the last [rows, H, K, V], given the one
+        before the span."""
+        updates = self._by_chunk(
+            self.buffers.product("updates", self.k.mT, self.that_enter(self.v)), carried
+        )
         first, scan = carried.reshape(len(updates), 1, -1), self._scan(carried)
         before = self.buffers.take("before", updates.shape, updates.dtype)
         torch.mul(scan[:, :-1, :1], first, out=before).baddbmm_(scan[:, :-1, 1:], updates)
@@ -260,13 +297,16 @@ class _Tiles:
         return before.view(-1, *carried.shape[2:]).to(self.v.dtype), after.view(carried.shape)
 
     def states_backward(self, grad_before: Tensor, grad_after: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients of each chunk's K'^T V [G, K, V] and of the state before the span, from those of `states`."""
+        """Gradients of each chunk's K'^T V [G, K, V] and of the state before the span, from those
+        of `states`."""
         grads = self._by_chunk(grad_before, grad_after)
         last, scan = grad_after.reshape(len(grads), 1, -1), self._scan(grad_after).mT
         grad_updates = self.buffers.take("grad_updates", grads.shape, grads.dtype)
         torch.mul(scan[:, 1:, -1:], last, out=grad_updates).baddbmm_(scan[:, 1:, :-1], grads)
         grad_carried = torch.baddbmm(scan[:, :1, -1:] * last, scan[:, :1, :-1], grads)
-        return grad_updates.view(grad_before.shape).to(self.v.dtype), grad_carried.view(grad_after.shape)
+        return grad_updates.view(grad_before.shape).to(self.v.dtype), grad_carried.view(
+            grad_after.shape
+        )
 
     def _by_chunk(self, tiles: Tensor, state: Tensor) -> Tensor:
         """Tiles [rows H n, K, V] as [rows H, n, K V] in the dtype of the state [rows, H, K, V]."""
@@ -279,7 +319,8 @@ class _Tiles:
 
 
 def _span_forward(tiles: _Tiles, carried: Tensor) -> tuple[Tensor, Tensor]:
-    """A span's outputs [G, C, V] and the state after it, given the state before it [rows, H, K, V]."""
+    """A span's outputs [G, C, V] and the state after it, given the state before it [rows, H, K,
+    V]."""
     before, after = tiles.states(carried)
     out = tiles.buffers.product("out", tiles.scores(tiles.q, tiles.k), tiles.v)
     return out.baddbmm_(tiles.that_read(tiles.q), before), after
@@ -288,13 +329,18 @@ def _span_forward(tiles: _Tiles, carried: Tensor) -> tuple[Tensor, Tensor]:
 def _span_backward(
     tiles: _Tiles, carried: Tensor, grad_out: Tensor, grad_after: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of a span's q, k [G, C, K], v [G, C, V] and of the state before it [rows, H, K, V]."""
+    """Gradients of a span's q, k [G, C, K], v [G, C, V] and of the state before it [rows, H, K,
+    V]."""
     q, k, v, product = tiles.q, tiles.k, tiles.v, tiles.buffers.product
     before, _ = tiles.states(carried)
     grad_read = tiles.that_read(grad_out)
-    grad_updates, grad_carried = tiles.states_backward(product("grad_before", q.mT, grad_read), grad_after)
+    grad_updates, grad_carried = tiles.states_backward(
+        product("grad_before", q.mT, grad_read), grad_after
+    )
 
-    grad_v = product("grad_v", tiles.scores(q, k).mT, grad_out).baddbmm_(tiles.that_enter(k), grad_updates)
+    grad_v = product("grad_v", tiles.scores(q, k).mT, grad_out).baddbmm_(
+        tiles.that_enter(k), grad_updates
+    )
     grad_scores = tiles.scores(grad_out, v)
     grad_q = product("grad_q", grad_scores, k).baddbmm_(grad_read, before.mT)
     grad_k = product("grad_k", grad_scores.mT, q).baddbmm_(tiles.that_enter(v), grad_updates.mT)
@@ -310,16 +356,23 @@ def _row_groups(v: Tensor, decay: Tensor, chunk: int) -> list[tuple[slice, list[
     row_numbers = ROW_NUMBERS if on_cpu else DEVICE_ROW_NUMBERS
     numbers_a_chunk = heads * chunk * max(value_size, chunk)
     num_chunks = max(1, min(row_numbers // numbers_a_chunk, tokens // chunk))
-    num_rows = max(1, (SPAN_NUMBERS if on_cpu else DEVICE_SPAN_NUMBERS) // (num_chunks * numbers_a_chunk))
+    num_rows = max(
+        1, (SPAN_NUMBERS if on_cpu else DEVICE_SPAN_NUMBERS) // (num_chunks * numbers_a_chunk)
+    )
     spans = list(_spans(v, decay, chunk, num_chunks))
     return [(slice(row, row + num_rows), spans) for row in range(0, batch, num_rows)]
 
 
 def _spans(v: Tensor, decay: Tensor, chunk: int, num_chunks: int) -> Iterator[_Span]:
-    """The tokens of v [B, T, H, V] in spans of num_chunks chunks, then what remains of chunks, then of tokens."""
+    """The tokens of v [B, T, H, V] in spans of num_chunks chunks, then what remains of chunks, then
+    of tokens."""
     tokens = v.shape[1]
     start = 0
-    for chunk_now, chunks_now in ((chunk, num_chunks), (chunk, tokens // chunk % num_chunks), (tokens % chunk, 1)):
+    for chunk_now, chunks_now in (
+        (chunk, num_chunks),
+        (chunk, tokens // chunk % num_chunks),
+        (tokens % chunk, 1),
+    ):
         if chunk_now == 0 or chunks_now == 0:
             continue
         decays = _decays(v, decay, chunks_now, chunk_now)
@@ -329,9 +382,12 @@ def _spans(v: Tensor, decay: Tensor, chunk: int, num_chunks: int) -> Iterator[_S
 
 
 def _decays(v: Tensor, decay: Tensor, num_chunks: int, chunk: int) -> tuple[Tensor, Tensor, Tensor]:
-    """to_query, to_key and scan of a `_Span`: scan[i, 0] = gamma^(iC), scan[i, m] = gamma^((i-m+1)C) for 0 < m <= i."""
+    """to_query, to_key and scan of a `_Span`: scan[i, 0] = gamma^(iC), scan[i, m] =
+    gamma^((i-m+1)C) for 0 < m <= i."""
     position = torch.arange(1, chunk + 1)
-    to_query, to_key = (power(decay, exponent)[:, None, :, None] for exponent in (position, -position))
+    to_query, to_key = (
+        power(decay, exponent)[:, None, :, None] for exponent in (position, -position)
+    )
     column = torch.arange(num_chunks + 1)
     chunks_ago = (column[:, None] - column + column.sign()).clamp(min=0)
     scan = power(decay, chunk * chunks_ago).tril()

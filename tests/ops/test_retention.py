@@ -1,4 +1,5 @@
-"""The laws of the op: three forms that are one, in fp64, on drawn shapes, cuts, segments and decays."""
+"""The laws of the op: three forms that are one, in fp64, on drawn shapes, cuts, segments and
+decays."""
 
 from dataclasses import dataclass
 
@@ -70,9 +71,13 @@ def make_case(
 
 def outputs_and_gradients(form, case: Case, seed: int = 0, **options) -> list[Tensor]:
     """The output, the state, and the gradients of a random projection of both by every input."""
-    out, state = form(case.q, case.k, case.v, case.log_decay, case.state, segment_ids=case.segment_ids, **options)
+    out, state = form(
+        case.q, case.k, case.v, case.log_decay, case.state, segment_ids=case.segment_ids, **options
+    )
     rng = torch.Generator().manual_seed(seed)
-    projections = [torch.randn(x.shape, generator=rng, dtype=torch.float64).to(x.dtype) for x in (out, state)]
+    projections = [
+        torch.randn(x.shape, generator=rng, dtype=torch.float64).to(x.dtype) for x in (out, state)
+    ]
     pairs = [(x, p) for x, p in zip((out, state), projections, strict=True) if x.requires_grad]
     outputs, weights = zip(*pairs, strict=True)
     grads = torch.autograd.grad(outputs, case.leaves, weights, materialize_grads=True)
@@ -90,7 +95,9 @@ def error(actual: Tensor, expected: Tensor) -> float:
 
 def assert_same(actual: list[Tensor], expected: list[Tensor], tolerance: float) -> None:
     assert len(actual) == len(expected)
-    for name, a, e in zip(("out", "state", "dq", "dk", "dv", "dstate"), actual, expected, strict=False):
+    for name, a, e in zip(
+        ("out", "state", "dq", "dk", "dv", "dstate"), actual, expected, strict=False
+    ):
         assert a.dtype == e.dtype, name
         assert error(a, e) <= tolerance, f"{name}: {error(a, e):.2e}"
 
@@ -110,10 +117,14 @@ def explicit_sum(case: Case) -> tuple[Tensor, Tensor]:
                 for m in range(n, -1, -1):
                     if ids[m] != ids[n]:
                         break
-                    seen = gamma[h] ** (n - m) * (case.q[b, n, h].double() @ case.k[b, m, h].double())
+                    seen = gamma[h] ** (n - m) * (
+                        case.q[b, n, h].double() @ case.k[b, m, h].double()
+                    )
                     out[b, n, h] += seen.detach() * case.v[b, m, h].detach().double()
                 else:
-                    out[b, n, h] += (gamma[h] ** (n + 1) * case.q[b, n, h].double() @ state[b, h]).detach()
+                    out[b, n, h] += (
+                        gamma[h] ** (n + 1) * case.q[b, n, h].double() @ state[b, h]
+                    ).detach()
             for m in range(tokens - 1, -1, -1):
                 if ids[m] != ids[-1]:
                     break
@@ -127,16 +138,22 @@ def explicit_sum(case: Case) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("segments", [1, 4])
 def test_form_is_the_explicit_sum(form: str, segments: int) -> None:
-    """Each form against the double sum that defines the op, which shares no code with any of them."""
+    """Each form against the double sum that defines the op, which shares no code with any of
+    them."""
     case = make_case(3, tokens=11, segments=segments)
     out, state = explicit_sum(case)
-    actual = FORMS[form](case.q, case.k, case.v, case.log_decay, case.state, segment_ids=case.segment_ids)
+    actual = FORMS[form](
+        case.q, case.k, case.v, case.log_decay, case.state, segment_ids=case.segment_ids
+    )
     assert error(actual[0].detach(), out) < 1e-13
     assert error(actual[1].detach(), state) < 1e-13
 
 
 gamma = st.one_of(
-    st.just(1.0), st.floats(0.5, 1.0), st.integers(0, 30).map(lambda n: 1 - 2.0 ** (-n - 1)), st.just(1e-3)
+    st.just(1.0),
+    st.floats(0.5, 1.0),
+    st.integers(0, 30).map(lambda n: 1 - 2.0 ** (-n - 1)),
+    st.just(1e-3),
 )
 
 
@@ -156,7 +173,8 @@ gamma = st.one_of(
 def test_three_forms_agree_for_any_shape_cut_chunk_segment_and_decay(
     seed, batch, tokens, gammas, key_size, value_size, chunk_size, with_state, segments, data
 ) -> None:
-    """Outputs, state and every gradient, in fp64 to 1e-12, with the sequence cut in two between any two forms."""
+    """Outputs, state and every gradient, in fp64 to 1e-12, with the sequence cut in two between any
+    two forms."""
     case = make_case(
         seed,
         batch=batch,
@@ -182,15 +200,20 @@ def test_three_forms_agree_for_any_shape_cut_chunk_segment_and_decay(
 
 
 def cut_form(first: str, second: str, cut: int):
-    """One form up to `cut` and another from there. A boundary at the cut is told by dropping the state."""
+    """One form up to `cut` and another from there. A boundary at the cut is told by dropping the
+    state."""
 
     def form(q, k, v, log_decay, state, *, segment_ids):
         head, tail = slice(0, cut), slice(cut, None)
         ids = [None, None] if segment_ids is None else [segment_ids[:, head], segment_ids[:, tail]]
-        out_1, state = FORMS[first](q[:, head], k[:, head], v[:, head], log_decay, state, segment_ids=ids[0])
+        out_1, state = FORMS[first](
+            q[:, head], k[:, head], v[:, head], log_decay, state, segment_ids=ids[0]
+        )
         if segment_ids is not None and 0 < cut < segment_ids.shape[1]:
             state = state * (segment_ids[:, cut] == segment_ids[:, cut - 1])[:, None, None, None]
-        out_2, state = FORMS[second](q[:, tail], k[:, tail], v[:, tail], log_decay, state, segment_ids=ids[1])
+        out_2, state = FORMS[second](
+            q[:, tail], k[:, tail], v[:, tail], log_decay, state, segment_ids=ids[1]
+        )
         return torch.cat([out_1, out_2], dim=1), state
 
     return form
