@@ -11,8 +11,15 @@ import torch
 from rich.console import Console
 
 from retnet.bench import Report, free_result_path, ratio_table
-from retnet.measure import gemm_flops_per_s, machine_facts, read_bytes_per_s, tune_allocator
+from retnet.measure import (
+    gemm_flops_per_s,
+    machine_facts,
+    read_bytes_per_s,
+    threads_of_others,
+    tune_allocator,
+)
 
+BUSY = 0.3  # threads of others, above which a figure is not worth keeping
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -87,7 +94,7 @@ def _machine(arguments: argparse.Namespace, console: Console) -> Machine:
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     allocator = tune_allocator().detail if arguments.allocator == "tuned" else "default"
-    facts = machine_facts(allocator)
+    facts = {**machine_facts(allocator), "threads_of_others": threads_of_others()}
     machine = Machine(
         facts,
         gemm_flops_per_s(arguments.rounds, size=256 if arguments.quick else 2048),
@@ -103,4 +110,7 @@ def _machine(arguments: argparse.Namespace, console: Console) -> Machine:
     console.print(
         f"AVX512-BF16: {facts['avx512_bf16']}, AMX: {facts['amx_bf16']}, allocator: {allocator}"
     )
+    if (facts["threads_of_others"] or 0) > BUSY:
+        others = f"{facts['threads_of_others']:.1f} other threads want the cores"
+        console.print(f"warning: {others}; what follows says little", style="bold red")
     return machine

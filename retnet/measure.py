@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple, ParamSpec, TypeVar
@@ -199,6 +200,19 @@ def machine_facts(allocator: str = "default") -> dict[str, Any]:
     }
 
 
+def threads_of_others(samples: int = 20) -> float | None:
+    """How many threads besides this one want a core, on average over a second; None if unknown."""
+    loadavg = Path("/proc/loadavg")
+    if not loadavg.exists():
+        return None
+    runnable = []
+    for _ in range(samples):
+        runnable.append(int(loadavg.read_text().split()[3].partition("/")[0]) - 1)
+        time.sleep(1 / samples)
+    # A kernel that does not even see this thread running does not count.
+    return statistics.mean(runnable) if min(runnable) >= 0 else None
+
+
 def git_commit() -> str | None:
     """The commit that this package is checked out at, with "-dirty" where files differ, or None."""
     root = Path(__file__).resolve().parent.parent
@@ -234,7 +248,8 @@ def gemm_flops_per_s(rounds: int, *, size: int = 2048) -> dict[str, float]:
     """The best rate of a square product, by dtype: the ceiling of all that is made of products."""
     dtypes = (torch.float32, torch.bfloat16)
     operands = {dtype_name(dtype): torch.randn(size, size).to(dtype) for dtype in dtypes}
-    timings = measure({name: lambda a=a: a @ a for name, a in operands.items()}, rounds)
+    products = {name: partial(torch.matmul, a, a) for name, a in operands.items()}
+    timings = measure(products, rounds)
     return {name: 2 * size**3 / timing.min_s for name, timing in timings.items()}
 
 

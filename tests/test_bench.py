@@ -31,6 +31,7 @@ from retnet.measure import (
     machine_facts,
     measure,
     peak_rise_bytes,
+    threads_of_others,
     tune_allocator,
 )
 from retnet.ops import retention_chunkwise, retention_parallel
@@ -94,6 +95,15 @@ def test_machine_facts_are_plain_values() -> None:
     assert facts["allocator"] == "tuned"
     assert facts["threads"] == torch.get_num_threads()
     assert facts["memory_bytes"] > 2**28
+
+
+def test_others_at_work_are_noticed() -> None:
+    """A process that spins is seen, where the kernel counts what runs."""
+    command = [sys.executable, "-c", "while True: pass"]
+    with subprocess.Popen(command) as spinning:
+        busy = threads_of_others()
+        spinning.kill()
+    assert busy is None or busy > 0.5
 
 
 def test_ratio_against_its_goal() -> None:

@@ -24,13 +24,13 @@ BELOW: dict[str, set[str]] = {
     "mixers": {"layers"},
     "model": {"layers"},
     "checkpoint": {"model"},
-    "generate": {"model"},
-    "text": {"generate"},
+    "generation": {"model"},
+    "text": {"generation"},
     "data": set(),
     "score": {"model", "data"},
     "train": {"checkpoint", "score"},
     "measure": set(),
-    "bench": {"generate", "measure"},
+    "bench": {"generation", "measure"},
     "hf": {"checkpoint", "text", "data"},
     "serve": {"checkpoint", "text", "data"},
     "eval": {"checkpoint", "text", "score"},
@@ -134,7 +134,7 @@ def test_the_model_needs_torch_alone(module: str) -> None:
 
 @pytest.mark.parametrize("name", retnet.__all__)
 def test_public_name(name: str) -> None:
-    """Each is what its module defines, even where a submodule has the same name (generate)."""
+    """Each is what its module defines."""
     home = import_module(retnet._MODULE_OF_NAME[name])
     assert getattr(retnet, name) is getattr(home, name)
     assert name in dir(retnet)

@@ -27,6 +27,7 @@ class Meter:
         self._values: list[Tensor] = []
         self._next_step = 0
         self._started_s = time.monotonic()
+        self._before_s = 0.0
 
     def __len__(self) -> int:
         return len(self._values)
@@ -34,6 +35,11 @@ class Meter:
     def add(self, loss: Tensor, gradient_norm: Tensor) -> None:
         """One step's loss and gradient norm, both scalars."""
         self._values.append(torch.stack((loss.detach(), gradient_norm)))
+
+    @property
+    def trained_s(self) -> float:
+        """Seconds since the first clock, without what `restart_clock` left out."""
+        return self._before_s + time.monotonic() - self._started_s
 
     def restart_clock(self) -> None:
         """Leave out of the time what was done since the last interval."""
@@ -44,9 +50,11 @@ class Meter:
         values = torch.stack(self._values).tolist()
         first_step, self._next_step = self._next_step, self._next_step + len(values)
         bad = (step for step, pair in enumerate(values, first_step) if not all(map(isfinite, pair)))
-        seconds = time.monotonic() - self._started_s
+        now_s = time.monotonic()
+        seconds = now_s - self._started_s
+        self._before_s += seconds
+        self._started_s = now_s
         self._values.clear()
-        self.restart_clock()
         losses, norms = zip(*values, strict=True)
         count = len(values)
         return Interval(sum(losses) / count, sum(norms) / count, seconds / count, next(bad, None))

@@ -1,0 +1,155 @@
+"""`retnet generate`."""
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jsonargparse import ArgumentParser
+
+from retnet.commands.flags import Command, UsageError, Values, add_flag, naming_flags
+from retnet.commands.terminal import bytes_text, write_now
+from retnet.train.config import TrainConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from retnet.model import RetNet
+
+# Those of SamplingParams, which can't be asked here: it comes with torch. A test compares them.
+SAMPLING: dict[str, tuple[Any, Any, str]] = {
+    "max_tokens": (int | None, 256, "the most tokens to write; null for no limit"),
+    "temperature": (float, 1.0, "below 1 for likelier text; 0 always takes the likeliest token"),
+    "top_k": (int, 0, "only the k likeliest tokens; 0 for all"),
+    "top_p": (float, 1.0, "only the likeliest tokens that together reach this probability"),
+    "min_p": (float, 0.0, "only tokens at least this likely, compared with the likeliest"),
+    "repetition_penalty": (float, 1.0, "above 1: tokens that were there already become less likely"),
+}
+
+
+def _add_flags(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "prompt",
+        type=str,
+        nargs="?",
+        default="",
+        metavar="PROMPT",
+        help="the text to continue; - reads it from stdin; none begins a document",
+    )
+    default = TrainConfig.out
+    add_flag(parser, "model", str, default, "folder of a run or of another checkpoint", "DIR")
+    add_flag(parser, "num", int, 1, "how many texts to write, one after the other")
+    add_flag(parser, "seed", int | None, None, "the same seed writes the same; none: a new one")
+    add_flag(parser, "device", str, "auto", "cpu, cuda, ...; auto: cuda where there is one")
+    add_flag(parser, "threads", int | None, None, "CPU threads; none leaves torch's choice")
+    _add_switch(parser, "echo", "write the prompt too, before what follows it")
+    _add_switch(parser, "stats", "say on stderr how fast it went, as on a terminal")
+    group = parser.add_argument_group("sampling", "How tokens are chosen, and when to stop.")
+    for name, (kind, value, text) in SAMPLING.items():
+        add_flag(group, name, kind, value, text)
+    text = "texts that end it; they are not written themselves"
+    group.add_argument("--stop", type=str, nargs="+", default=[], metavar="TEXT", help=text)
+
+
+def _add_switch(parser: ArgumentParser, name: str, text: str) -> None:
+    parser.add_argument(f"--{name}", action="store_true", help=text)
+
+
+def _run(values: Values) -> int:
+    for name, least in (("num", 1), ("threads", 1), ("seed", 0)):
+        if values[name] is not None and not least <= values[name] < 2**63:
+            raise UsageError(f"--{name} must be at least {least}, got {values[name]}")
+    names = (*SAMPLING, "stop", "device")
+    with naming_flags({name: f"--{name}" for name in names}):
+        return _generate(values)
+
+
+def _generate(values: Values) -> int:
+    import torch
+
+    from retnet.checkpoint import load_checkpoint
+    from retnet.data.tokenizer import load_tokenizer
+    from retnet.generation import SamplingParams
+    from retnet.text import complete
+    from retnet.train.environment import find_device, threads
+
+    params = SamplingParams(
+        stop=tuple(values["stop"]), **{name: values[name] for name in SAMPLING}
+    )
+    directory = _existing(values["model"])
+    prompt = _read_stdin() if values["prompt"] == "-" else values["prompt"]
+    device = find_device(values["device"])
+    model = load_checkpoint(directory, device=device)
+    tokenizer = load_tokenizer(directory)
+    generator = torch.Generator(device)
+    seed = generator.seed() if values["seed"] is None else values["seed"]
+    generator.manual_seed(seed)
+    with threads(values["threads"]):
+        for number in range(values["num"]):
+            if values["num"] > 1:
+                write_now(f"--- {number + 1} of {values['num']}\n")
+            if values["echo"]:
+                write_now(prompt)
+            pieces = complete(model, tokenizer, prompt, params, generator=generator)
+            speed = _stream(pieces, ends_line=values["num"] > 1)
+            if values["stats"] or sys.stderr.isatty():
+                sys.stderr.write(f"{speed.line(len(prompt.encode()), model)}; seed {seed}\n")
+    return 0
+
+
+def _existing(model: str) -> Path:
+    if not Path(model).is_dir():
+        raise UsageError(
+            f"--model {model!r} is not a folder; train a model with `retnet train`, or pass the "
+            "folder of one"
+        )
+    return Path(model)
+
+
+def _read_stdin() -> str:
+    try:
+        return sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"the prompt on stdin is not UTF-8: {error}; convert it") from error
+
+
+@dataclass(frozen=True)
+class _Speed:
+    """How a text came: when its first piece did, when its last, and its bytes."""
+
+    first_s: float
+    total_s: float
+    num_bytes: int
+
+    def line(self, prompt_bytes: int, model: "RetNet") -> str:
+        rate = self.num_bytes / max(self.total_s - self.first_s, 1e-9)
+        written = f"{self.num_bytes:,} bytes written in {self.total_s:.2f} s"
+        speed = f" ({rate:,.0f} tokens/s)" if self.num_bytes > 1 else ""
+        state = bytes_text(4 * model.config.state_numbers)
+        read = f"prompt of {prompt_bytes:,} bytes read in {self.first_s:.2f} s"
+        return f"{read}; {written}{speed}; state {state}, whatever the length"
+
+
+def _stream(pieces: "Iterator[str]", *, ends_line: bool) -> _Speed:
+    """Write the pieces as they come. ends_line: and a line break after them, as on a terminal."""
+    start = time.perf_counter()
+    first_s, num_bytes, last = 0.0, 0, "\n"
+    for piece in pieces:
+        first_s = first_s or time.perf_counter() - start
+        num_bytes += len(piece.encode())
+        last = piece
+        write_now(piece)
+    total_s = time.perf_counter() - start
+    if not last.endswith("\n") and (ends_line or sys.stdout.isatty()):
+        write_now("\n")
+    return _Speed(first_s, total_s, num_bytes)
+
+
+COMMAND = Command(
+    summary="continue a text with a trained model",
+    usage="[PROMPT] [--model DIR] [flags]",
+    details="The text goes to stdout as it comes.",
+    add_flags=_add_flags,
+    run=_run,
+)
