@@ -9,6 +9,7 @@ import textwrap
 from argparse import SUPPRESS, Action, ArgumentError
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import NoneType, UnionType
@@ -55,8 +56,9 @@ class _Help(DefaultHelpFormatter):
 
     def _format_action_invocation(self, action: Action) -> str:
         # jsonargparse gives lists a second flag, "--flag+", that appends; one is enough to read.
-        shown: list[str] = super()._format_action_invocation(action).split(", --")
-        return ", --".join(part for part in shown if "+" not in part.split(" ")[0])
+        shown = copy(action)
+        shown.option_strings = [each for each in action.option_strings if not each.endswith("+")]
+        return super()._format_action_invocation(shown)
 
 
 def make_parser(name: str, command: Command) -> ArgumentParser:

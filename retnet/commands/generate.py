@@ -1,7 +1,9 @@
 """`retnet generate`."""
 
+import secrets
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from retnet.model import RetNet
+    from retnet.text import Tokenizer
 
 # Those of SamplingParams, which can't be asked here: it comes with torch. A test compares them.
 SAMPLING: dict[str, tuple[Any, Any, str]] = {
@@ -24,7 +27,11 @@ SAMPLING: dict[str, tuple[Any, Any, str]] = {
     "top_k": (int, 0, "only the k likeliest tokens; 0 for all"),
     "top_p": (float, 1.0, "only the likeliest tokens that together reach this probability"),
     "min_p": (float, 0.0, "only tokens at least this likely, compared with the likeliest"),
-    "repetition_penalty": (float, 1.0, "above 1: tokens that were there already become less likely"),
+    "repetition_penalty": (
+        float,
+        1.0,
+        "above 1: tokens that were there already become less likely",
+    ),
 }
 
 
@@ -40,9 +47,9 @@ def _add_flags(parser: ArgumentParser) -> None:
     default = TrainConfig.out
     add_flag(parser, "model", str, default, "folder of a run or of another checkpoint", "DIR")
     add_flag(parser, "num", int, 1, "how many texts to write, one after the other")
-    add_flag(parser, "seed", int | None, None, "the same seed writes the same; none: a new one")
+    add_flag(parser, "seed", int | None, None, "the same one writes the same; by default a new one")
     add_flag(parser, "device", str, "auto", "cpu, cuda, ...; auto: cuda where there is one")
-    add_flag(parser, "threads", int | None, None, "CPU threads; none leaves torch's choice")
+    add_flag(parser, "threads", int | None, None, "CPU threads; by default torch's choice")
     _add_switch(parser, "echo", "write the prompt too, before what follows it")
     _add_switch(parser, "stats", "say on stderr how fast it went, as on a terminal")
     group = parser.add_argument_group("sampling", "How tokens are chosen, and when to stop.")
@@ -74,27 +81,26 @@ def _generate(values: Values) -> int:
     from retnet.text import complete
     from retnet.train.environment import find_device, threads
 
-    params = SamplingParams(
-        stop=tuple(values["stop"]), **{name: values[name] for name in SAMPLING}
-    )
+    params = SamplingParams(stop=tuple(values["stop"]), **{name: values[name] for name in SAMPLING})
     directory = _existing(values["model"])
     prompt = _read_stdin() if values["prompt"] == "-" else values["prompt"]
     device = find_device(values["device"])
     model = load_checkpoint(directory, device=device)
     tokenizer = load_tokenizer(directory)
-    generator = torch.Generator(device)
-    seed = generator.seed() if values["seed"] is None else values["seed"]
-    generator.manual_seed(seed)
+    seed = secrets.randbelow(2**32) if values["seed"] is None else values["seed"]
+    generator = torch.Generator(device).manual_seed(seed)
     with threads(values["threads"]):
         for number in range(values["num"]):
             if values["num"] > 1:
                 write_now(f"--- {number + 1} of {values['num']}\n")
             if values["echo"]:
                 write_now(prompt)
-            pieces = complete(model, tokenizer, prompt, params, generator=generator)
-            speed = _stream(pieces, ends_line=values["num"] > 1)
+            counting = _Counting(tokenizer)
+            pieces = complete(model, counting, prompt, params, generator=generator)
+            first_s, total_s = _stream(pieces, ends_line=values["num"] > 1)
             if values["stats"] or sys.stderr.isatty():
-                sys.stderr.write(f"{speed.line(len(prompt.encode()), model)}; seed {seed}\n")
+                report = _report(model, counting, first_s, total_s)
+                sys.stderr.write(f"{report}; seed {seed}\n")
     return 0
 
 
@@ -114,36 +120,53 @@ def _read_stdin() -> str:
         raise UsageError(f"the prompt on stdin is not UTF-8: {error}; convert it") from error
 
 
-@dataclass(frozen=True)
-class _Speed:
-    """How a text came: when its first piece did, when its last, and its bytes."""
+@dataclass
+class _Counting:
+    """A tokenizer that counts the tokens it is given: a text's bytes don't tell them exactly."""
 
-    first_s: float
-    total_s: float
-    num_bytes: int
+    tokenizer: "Tokenizer"
+    num_read: int = 0
+    num_written: int = 0
 
-    def line(self, prompt_bytes: int, model: "RetNet") -> str:
-        rate = self.num_bytes / max(self.total_s - self.first_s, 1e-9)
-        written = f"{self.num_bytes:,} bytes written in {self.total_s:.2f} s"
-        speed = f" ({rate:,.0f} tokens/s)" if self.num_bytes > 1 else ""
-        state = bytes_text(4 * model.config.state_numbers)
-        read = f"prompt of {prompt_bytes:,} bytes read in {self.first_s:.2f} s"
-        return f"{read}; {written}{speed}; state {state}, whatever the length"
+    def __post_init__(self) -> None:
+        self.bos_id, self.eos_id = self.tokenizer.bos_id, self.tokenizer.eos_id
+
+    def encode(self, text: str) -> list[int]:
+        ids = self.tokenizer.encode(text)
+        self.num_read += len(ids)
+        return ids
+
+    def decode_bytes(self, ids: Sequence[int]) -> bytes:
+        self.num_written += len(ids)
+        return self.tokenizer.decode_bytes(ids)
 
 
-def _stream(pieces: "Iterator[str]", *, ends_line: bool) -> _Speed:
-    """Write the pieces as they come. ends_line: and a line break after them, as on a terminal."""
+def _stream(pieces: "Iterator[str]", *, ends_line: bool) -> tuple[float, float]:
+    """Write the pieces as they come; the seconds until the first one, and until the last.
+
+    ends_line: whether a line break follows, as on a terminal.
+    """
     start = time.perf_counter()
-    first_s, num_bytes, last = 0.0, 0, "\n"
+    first_s, last = None, "\n"
     for piece in pieces:
         first_s = first_s or time.perf_counter() - start
-        num_bytes += len(piece.encode())
         last = piece
         write_now(piece)
     total_s = time.perf_counter() - start
     if not last.endswith("\n") and (ends_line or sys.stdout.isatty()):
         write_now("\n")
-    return _Speed(first_s, total_s, num_bytes)
+    return first_s or total_s, total_s
+
+
+def _report(model: "RetNet", counted: _Counting, first_s: float, total_s: float) -> str:
+    """How fast it went, and what the model had to remember."""
+    read = f"{counted.num_read:,} tokens read in {first_s:.2f} s"
+    written = f"{counted.num_written:,} written in {total_s - first_s:.2f} s"
+    if counted.num_written > 1:
+        rate = (counted.num_written - 1) / (total_s - first_s)
+        written += f" ({rate:,.0f} a second)"
+    state = bytes_text(4 * model.config.state_numbers)
+    return f"{read}, {written}; state {state}, whatever the length"
 
 
 COMMAND = Command(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from jsonargparse import ArgumentParser
 
 from retnet.commands.flags import Command, UsageError, Values, add_flag
-from retnet.commands.models import add_preset
+from retnet.commands.models import add_preset, kv_cache_bytes
 from retnet.commands.terminal import bytes_text
 from retnet.config import ModelConfig, preset
 
@@ -78,7 +78,8 @@ def parameters_by_part(config: ModelConfig) -> dict[str, int]:
         module, kind = name.split(".")[-2:]
         part = _PART_OF_MODULE.get(module, "norms") if kind == "weight" else "biases"
         counts["norms" if module.endswith("norm") else part] += parameter.numel()
-    return dict(counts)
+    order = [*_PART_OF_MODULE.values(), "norms", "biases"]
+    return dict(sorted(counts.items(), key=lambda item: order.index(item[0])))
 
 
 def _parameter_table(config: ModelConfig) -> "Table":
@@ -105,11 +106,6 @@ def _cost_table(config: ModelConfig) -> "Table":
     table.add_row("  at 100,000 tokens", bytes_text(100_000 * cache_bytes))
     table.add_row("floating-point operations to write a token", f"{config.flops_per_token:,}")
     return table
-
-
-def kv_cache_bytes(config: ModelConfig) -> int:
-    """Bytes a token in the 16-bit KV cache of a Transformer with as many layers and this width."""
-    return 2 * 2 * config.num_layers * config.d_model
 
 
 def _head_table(config: ModelConfig) -> "Table":

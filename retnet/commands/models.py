@@ -25,6 +25,11 @@ def num_parameters(config: ModelConfig) -> int:
     return config.num_layers * config.layer_parameters + embeddings
 
 
+def kv_cache_bytes(config: ModelConfig) -> int:
+    """Bytes a token in the 16-bit KV cache of a Transformer with as many layers and this width."""
+    return 2 * 2 * config.num_layers * config.d_model
+
+
 def require_memory(config: ModelConfig, bytes_per_parameter: int) -> None:
     """UsageError where a model can't fit into this machine's memory."""
     try:

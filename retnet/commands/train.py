@@ -2,6 +2,8 @@
 
 import logging
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
@@ -59,25 +61,36 @@ def _train(model: ModelConfig, run: TrainConfig) -> int:
     if find_device(run.device).type == "cpu":
         require_memory(model, _BYTES_PER_PARAMETER)
     console = Console(highlight=False)
-    show_log(console)
-    result = train(model, run, console=console)
-    if result.stopped_by is None:
-        out = shlex.quote(str(result.out))
-        console.print(f'Write with it: retnet generate "..." --model {out}', soft_wrap=True)
+    with _showing_log(console):
+        result = train(model, run, console=console)
+    out = shlex.quote(str(result.out))
+    console.print(f'Write with it: retnet generate "..." --model {out}', soft_wrap=True)
     return result.exit_code
 
 
-def show_log(console: "Console") -> None:
-    """Show what the library logs (which files it left out, and why) as lines of the console."""
+class _Lines(logging.Handler):
+    """Shows what is logged as lines of a console, above its progress bar."""
 
-    class Lines(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            console.print(record.getMessage(), markup=False, style="dim", soft_wrap=True)
+    def __init__(self, console: "Console") -> None:
+        super().__init__()
+        self._console = console
 
-    logger = logging.getLogger("retnet")
-    logger.handlers = [Lines()]
+    def emit(self, record: logging.LogRecord) -> None:
+        self._console.print(record.getMessage(), markup=False, style="dim", soft_wrap=True)
+
+
+@contextmanager
+def _showing_log(console: "Console") -> Iterator[None]:
+    """Inside, what the library logs is shown: which files it left out, why there is no plot."""
+    logger, handler = logging.getLogger("retnet"), _Lines(console)
+    before = logger.level
+    logger.addHandler(handler)
     logger.setLevel(logging.INFO)
-    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
 
 
 COMMAND = Command(

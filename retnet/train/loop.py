@@ -27,16 +27,11 @@ from retnet.train.folder import RunFolder, TrainingError
 from retnet.train.interrupt import Stop, stop_on_signals
 from retnet.train.meter import Meter
 from retnet.train.optimizer import make_optimizer, set_learning_rate_
+from retnet.train.pace import VALIDATIONS_A_RUN, Pace
 from retnet.train.plot import plot_metrics
 from retnet.train.precision import ChosenPrecision, choose_precision
 from retnet.train.report import Measurement, Reporter
-from retnet.train.schedule import learning_rate, num_steps_within
-
-_VALIDATIONS_A_RUN = 4
-_LEAST_MEASURED_STEPS = 5
-_MEASURED_SHARE = 0.1
-# Scoring a token takes its forward pass, training on one three times that.
-_TRAINING_COST = 3
+from retnet.train.schedule import learning_rate
 
 _logger = logging.getLogger(__name__)
 
@@ -109,13 +104,9 @@ def train(
             folder=folder,
             reporter=reporter,
             stop=stop,
+            pace=Pace(config, num_bytes(corpus.validation)),
             optimizer=make_optimizer(model, config),
-            precision=choose_precision(
-                config.precision,
-                device,
-                num_rows=config.batch_size * config.context,
-                width=model_config.d_model,
-            ),
+            precision=choose_precision(config.precision, device),
             started_s=started_s,
         )
         folder.create()
@@ -134,21 +125,21 @@ class _Run:
     folder: RunFolder
     reporter: Reporter
     stop: Stop
+    pace: Pace
     optimizer: torch.optim.Optimizer
     precision: ChosenPrecision
     started_s: float
     meter: Meter = field(default_factory=Meter)
     step: int = 0
-    num_steps: int | None = None
     saved_step: int | None = None
-    timed_from_s: float = 0.0
-
-    def __post_init__(self) -> None:
-        self.num_steps = self.config.steps
 
     @property
     def elapsed_s(self) -> float:
         return time.monotonic() - self.started_s
+
+    @property
+    def num_steps(self) -> int | None:
+        return self.pace.num_steps
 
     @property
     def device(self) -> torch.device:
@@ -165,9 +156,8 @@ class _Run:
         self.meter.restart_clock()
         while self.step != self.num_steps and self.stop.signal is None:
             self._train_step()
-            if self.num_steps is None:
-                self._settle_length()
-            if self.step % self.config.log_every == 0:
+            is_wanted = self.pace.wants_measurement(self.step, self.elapsed_s)
+            if is_wanted or self.step % self.config.log_every == 0:
                 self._measure()
             if self._is_validation_due():
                 self._measure()
@@ -217,40 +207,10 @@ class _Run:
             warmup_steps=self.config.warmup_steps,
         )
 
-    def _settle_length(self) -> None:
-        """Once the speed is known, set the number of steps that fills the minutes."""
-        budget_s = self.config.budget_s
-        assert budget_s is not None
-        if self.step == 2:
-            self.timed_from_s = time.monotonic()
-        is_warm = self.step >= max(self.config.warmup_steps, _LEAST_MEASURED_STEPS)
-        is_late = self.step > 2 and self.elapsed_s >= _MEASURED_SHARE * budget_s
-        if not (is_warm or is_late):
-            return
-        self._measure()  # waits for the device
-        step_s = (time.monotonic() - self.timed_from_s) / (self.step - 2)
-        self.num_steps = num_steps_within(
-            budget_s,
-            step=self.step,
-            elapsed_s=self.elapsed_s,
-            step_s=step_s,
-            reserve_s=self._validation_s(step_s),
-        )
-        self.reporter.line(
-            f"{self.num_steps:,} steps fit into {budget_s / 60:g} minutes ({step_s:.3f} s each)"
-        )
-
-    def _validation_s(self, step_s: float) -> float:
-        """About how long this run's validations take."""
-        everything = num_bytes(self.corpus.validation)
-        excerpts = (_VALIDATIONS_A_RUN - 1) * min(everything, self.config.validation_bytes)
-        tokens_a_step = self.config.batch_size * self.config.context
-        return (everything + excerpts) * step_s / tokens_a_step / _TRAINING_COST
-
     def _is_validation_due(self) -> bool:
         if self.num_steps is None or self.step >= self.num_steps or self.stop.signal:
             return False
-        every = self.config.validate_every or -(-self.num_steps // _VALIDATIONS_A_RUN)
+        every = self.config.validate_every or -(-self.num_steps // VALIDATIONS_A_RUN)
         return self.step % every == 0
 
     def _measure(self) -> None:
@@ -276,8 +236,13 @@ class _Run:
                 "lr": self.optimizer.param_groups[0]["lr"],
                 "grad_norm": interval.gradient_norm,
                 "tokens_per_s": round(tokens_per_s, 1),
+                "num_steps": self.num_steps,
             },
         )
+        if self.pace.update(self.step, elapsed_s=self.elapsed_s, trained_s=self.meter.trained_s):
+            budget_s = self.config.budget_s or 0.0
+            fit = f"{self.num_steps:,} steps fit into {budget_s / 60:g} minutes"
+            self.reporter.line(f"step {self.step:,}: {fit}")
 
     def _save(self) -> None:
         if self.saved_step == self.step:

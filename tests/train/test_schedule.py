@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retnet.train.schedule import learning_rate, num_steps_within
+from retnet.train.schedule import learning_rate
 
 
 def test_rises_to_the_peak_and_falls_to_nearly_zero() -> None:
@@ -26,17 +26,3 @@ def test_is_always_usable(num_steps: int, warmup_steps: int, peak: float) -> Non
     ]
     assert min(rates) > 0
     assert max(rates) == pytest.approx(peak)
-
-
-def test_minutes_become_steps() -> None:
-    left = dict(step=50, elapsed_s=10.0, step_s=0.2)
-    assert num_steps_within(120, reserve_s=10.0, **left) == 50 + 500
-    assert num_steps_within(120, reserve_s=0.0, **left) == 50 + 550
-
-
-def test_validation_keeps_at_most_a_third_of_the_minutes() -> None:
-    assert num_steps_within(120, step=0, elapsed_s=0.0, step_s=1.0, reserve_s=1000.0) == 80
-
-
-def test_minutes_that_are_over_add_no_step() -> None:
-    assert num_steps_within(10, step=3, elapsed_s=20.0, step_s=5.0, reserve_s=0.0) == 3
