@@ -104,8 +104,7 @@ def fingerprint(model: RetNet) -> str:
 
 
 def save_state(path: str | Path, state: RetNetState, model: RetNet) -> None:
-    """Write a state with the fingerprint of the model it belongs to; bit for bit what `load_state`
-    gives back."""
+    """Write a state, with its model's fingerprint; `load_state` gives back the same bits."""
     path = Path(path)
     tensors = {f"layers.{i}": layer.contiguous().cpu() for i, layer in enumerate(state.layers)}
     tensors["position"] = state.position.contiguous().cpu()
@@ -117,8 +116,7 @@ def save_state(path: str | Path, state: RetNetState, model: RetNet) -> None:
 
 
 def load_state(path: str | Path, model: RetNet) -> RetNetState:
-    """The state of a file written by `save_state`, on the model's device; a state of another model
-    is refused."""
+    """The state that `save_state` wrote, on the model's device; another model's is refused."""
     path = Path(path)
     tensors, metadata = _read_safetensors(path)
     if metadata.get("format") != STATE_FORMAT:
@@ -136,8 +134,7 @@ def load_state(path: str | Path, model: RetNet) -> RetNetState:
 
 
 def _write_aside(path: Path, write: Callable[[Path], object]) -> None:
-    """Call write with a path beside `path`, make sure the bytes are on the disk, and rename it over
-    `path`."""
+    """Let `write` fill a file beside `path`, bring it to the disk, and rename it over `path`."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         write(aside)

@@ -1,5 +1,4 @@
-"""What a RetNet is made of: one frozen dataclass that checks itself, the sizes that have names, and
-size arithmetic.
+"""What a RetNet is made of: a frozen dataclass that checks itself, named sizes, arithmetic on them.
 
 Imports nothing heavy, so that a command line can describe itself at once.
 """
@@ -155,15 +154,13 @@ class ModelConfig:
 
     @property
     def state_numbers(self) -> int:
-        """Numbers in the recurrent state of one sequence, over all layers. They are fp32: 4 bytes
-        each."""
+        """Numbers in the recurrent state of one sequence, all layers together; each is 4 bytes."""
         value_columns = self.value_size + (self.score_norm == "paper")
         return self.num_layers * self.num_heads * self.key_size * value_columns
 
     @property
     def flops_per_token(self) -> int:
-        """Floating-point operations to decode one token: two a weight, and five a state entry (6
-        when read)."""
+        """Operations to decode one token: two for a weight, five for a number of the state."""
         head = self.vocab_size * self.d_model
         return 2 * (self.num_layers * self.layer_parameters + head) + 5 * self.state_numbers
 
@@ -173,8 +170,7 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "ModelConfig":
-        """The config of `to_dict`'s fields; a key that is none of them is a ValueError naming the
-        nearest."""
+        """The config of `to_dict`'s fields; an unknown key is a ValueError naming the nearest."""
         names = [field.name for field in fields(cls)]
         for key in values:
             _require(key in names, f"unknown model setting {key!r}{nearest(key, names)}")
@@ -224,8 +220,7 @@ PRESETS: dict[str, ModelConfig] = {
 
 
 def preset(name: str, **changes: Any) -> ModelConfig:
-    """The named model of PRESETS with some fields changed; sizes left open follow the changed
-    ones."""
+    """The named model with some fields changed; sizes left open follow the changed ones."""
     _require(
         name in PRESETS,
         f"unknown preset {name!r}{nearest(name, PRESETS)}; there are {', '.join(PRESETS)}",

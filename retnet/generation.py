@@ -1,5 +1,4 @@
-"""Inference on token ids: read a prompt, take one step, choose a token, go on. Memory stays that of
-one state."""
+"""Inference on token ids, in the memory of one state: read a prompt, step, choose a token."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -101,8 +100,7 @@ def prefill(
 
 @torch.inference_mode()
 def step(model: RetNet, tokens: Tensor, state: RetNetState) -> tuple[Tensor, RetNetState]:
-    """Read one token a row [B], in constant time and memory (Eq. 6): the next scores [B,
-    vocab_size] and the state."""
+    """Read a token a row [B] in constant time (Eq. 6): scores [B, vocab_size] and the state."""
     features, state = model.features(tokens[:, None], state, retain=retention_recurrent)
     return model.logits(features[:, 0]), state
 
@@ -160,8 +158,7 @@ def generate(
 
 
 def check_left_padding(mask: Tensor, state: RetNetState | None = None) -> None:
-    """Raise a ValueError unless all padding of mask [B, T] is on the left of rows that have read
-    nothing yet."""
+    """Raise a ValueError unless mask [B, T] pads on the left only, and only rows without a past."""
     if (mask.int().diff(dim=1) < 0).any():
         raise ValueError(
             "mask must have its padding on the left, got padding after a token; pad on the left"

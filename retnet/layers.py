@@ -1,5 +1,4 @@
-"""The layers: gated multi-scale retention (Eq. 8), the feed forward, and the block that holds both
-(Eq. 9)."""
+"""Gated multi-scale retention (Eq. 8), the feed forward, and the block of both (Eq. 9)."""
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +10,7 @@ from retnet.position import TokenContext, rotate
 
 
 class MultiScaleRetention(nn.Module):
-    """swish(x W_G) . norm_h(retention(x W_Q, x W_K, x W_V)), times W_O: each head with its own
-    decay (Eq. 8)."""
+    """(swish(x W_G) . norm_h(retention(x W_Q, x W_K, x W_V))) W_O, a decay to each head (Eq. 8)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -23,7 +21,7 @@ class MultiScaleRetention(nn.Module):
         self.v_proj = nn.Linear(config.d_model, values, bias=config.bias)
         self.g_proj = nn.Linear(config.d_model, values, bias=config.bias)
         self.out_proj = nn.Linear(values, config.d_model, bias=config.bias)
-        self.head_norm = _norm(
+        self.head_norm = make_norm(
             config.head_norm,
             config.value_size,
             config.head_norm_eps,
@@ -93,9 +91,9 @@ class RetNetBlock(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.mixer_norm = _norm(config.norm, config.d_model, config.norm_eps)
+        self.mixer_norm = make_norm(config.norm, config.d_model, config.norm_eps)
         self.mixer = MultiScaleRetention(config)
-        self.feed_forward_norm = _norm(config.norm, config.d_model, config.norm_eps)
+        self.feed_forward_norm = make_norm(config.norm, config.d_model, config.norm_eps)
         self.feed_forward = FeedForward(config)
         self.dropout = nn.Dropout(config.dropout)
 
@@ -108,7 +106,8 @@ class RetNetBlock(nn.Module):
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x))), state
 
 
-def _norm(kind: NormKind, size: int, eps: float, *, affine: bool = True) -> nn.Module:
+def make_norm(kind: NormKind, size: int, eps: float, *, affine: bool = True) -> nn.Module:
+    """A norm of the configured kind over the last axis, of this size."""
     if kind == "layernorm":
         return nn.LayerNorm(size, eps=eps, elementwise_affine=affine)
     return nn.RMSNorm(size, eps=eps, elementwise_affine=affine)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from retnet.config import ModelConfig
-from retnet.layers import RetNetBlock, _norm
+from retnet.layers import RetNetBlock, make_norm
 from retnet.ops import retention_chunkwise
 from retnet.position import Retention, make_context, token_positions
 
@@ -31,8 +31,7 @@ class RetNetState:
         return sum(layer.numel() * layer.element_size() for layer in self.layers)
 
     def rows(self, index: Tensor | Sequence[int]) -> "RetNetState":
-        """The state of the chosen rows of the batch, in that order; a row may be chosen more than
-        once."""
+        """The state of the chosen rows, in that order; a row may come more than once."""
         index = torch.as_tensor(index, dtype=torch.int64, device=self.position.device)
         return RetNetState(tuple(layer[index] for layer in self.layers), self.position[index])
 
@@ -62,12 +61,11 @@ class RetNet(nn.Module):
         super().__init__()
         self.config = config
         device = torch.get_default_device()
-        with torch.device(
-            "meta"
-        ):  # The default initialisation of torch's layers is skipped, not overwritten.
+        # On the meta device torch's own initialisation costs nothing.
+        with torch.device("meta"):
             self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model)
             self.layers = nn.ModuleList(RetNetBlock(config) for _ in range(config.num_layers))
-            self.norm = _norm(config.norm, config.d_model, config.norm_eps)
+            self.norm = make_norm(config.norm, config.d_model, config.norm_eps)
             self.lm_head = None
             if not config.tie_embeddings:
                 self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
@@ -127,8 +125,7 @@ class RetNet(nn.Module):
         mask: Tensor | None = None,
         segment_ids: Tensor | None = None,
     ) -> tuple[Tensor, RetNetState]:
-        """The scores of the token after each [B, T, vocab_size], and the state after the last. As
-        `features`."""
+        """The scores of each next token [B, T, vocab_size], and the state after; see `features`."""
         features, state = self.features(
             tokens, state, retain=retain, mask=mask, segment_ids=segment_ids
         )

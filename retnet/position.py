@@ -18,15 +18,16 @@ Retention = Callable[..., tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class TokenContext:
-    """What every layer knows about the tokens of one call. Made once a call by `RetNet`; R is B, or
-    1 for all rows.
+    """What every layer knows about the tokens of one call; made once a call, by `RetNet`.
+
+    R is B, or 1 where all rows are alike.
 
     log_decay: [H] fp64 on the CPU
     query_rotation, key_rotation: [R, T, 1, K/2] complex, the latter times K^-0.5
     score_scale: [R, T, H, 1], sqrt(Z_n) where the configuration divides by it, else None
-    mask: [B, T] bool, True for tokens and False for padding, or None   segment_ids: [B, T] or None
-    retain: the form of retention to use, called as `retain(q, k, v, log_decay, state,
-        segment_ids=...)`
+    mask: [B, T] bool, True for tokens and False for padding, or None
+    segment_ids: [B, T] or None
+    retain: the form of retention, called as `retain(q, k, v, log_decay, state, segment_ids=...)`
     """
 
     log_decay: Tensor
@@ -61,8 +62,7 @@ def decay_sum(log_decay: Tensor, positions: Tensor) -> Tensor:
 
 
 def rotary_angles(positions: Tensor, key_size: int, frequencies: RotaryFrequencies) -> Tensor:
-    """The angle of each position [..., T] and pair of key entries, in radians: [..., T, K/2]
-    fp64."""
+    """The angle of each position [..., T] and pair of key entries: [..., T, K/2] radians, fp64."""
     pairs = key_size // 2
     exponent = torch.arange(pairs, dtype=torch.float64, device=positions.device)
     exponent = exponent / (max(pairs - 1, 1) if frequencies == "torchscale" else pairs)
@@ -70,8 +70,7 @@ def rotary_angles(positions: Tensor, key_size: int, frequencies: RotaryFrequenci
 
 
 def rotate(x: Tensor, rotation: Tensor, pairing: RotaryPairing) -> Tensor:
-    """Theta of Eq. 5: each pair of x [B, T, H, K], read as a complex number, times rotation [R, T,
-    1, K/2]."""
+    """Theta of Eq. 5: pairs of x [B, T, H, K], as complex numbers, times [R, T, 1, K/2]."""
     real = x.to(rotation.real.dtype)
     if pairing == "interleaved":
         turned = torch.view_as_complex(real.unflatten(-1, (-1, 2))) * rotation
@@ -120,8 +119,7 @@ def make_context(
     retain: Retention,
     dtype: torch.dtype,
 ) -> TokenContext:
-    """The context of tokens at these positions [R, T], for layers that compute in dtype (fp64, or
-    else fp32)."""
+    """The context of tokens at positions [R, T], for layers that compute in this dtype."""
     dtype = torch.float64 if dtype == torch.float64 else torch.float32
     log_decay = log_decays(config.decay, config.num_heads)
     angles = rotary_angles(positions, config.key_size, config.rotary_frequencies)[:, :, None]

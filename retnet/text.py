@@ -47,8 +47,7 @@ def complete(
 
 
 def until_stop(pieces: Iterator[str], stops: Sequence[str]) -> Iterator[str]:
-    """The text of the pieces up to the first stop string, as early as it is sure not to be the
-    start of one."""
+    """The text of the pieces up to the first stop string, each part as early as it is sure."""
     held = ""
     for piece in pieces:
         held += piece

@@ -201,7 +201,8 @@ def _in_one_line(parser: ArgumentParser, message: str) -> str:
 def _read_file(parser: ArgumentParser, path: Path) -> dict[str, Any]:
     """The values in a configuration file, checked, by dotted name."""
     try:
-        tree = get_loader("yaml")(path.read_text(encoding="utf-8"))
+        # jsonargparse takes a mapping without values for a text; not where a comment follows.
+        tree = get_loader("yaml")(path.read_text(encoding="utf-8") + "\n#")
     except OSError as error:
         raise UsageError(f"cannot read --config {str(path)!r}: {error.strerror}") from error
     except Exception as error:  # whatever its YAML parser raises

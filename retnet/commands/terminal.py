@@ -26,4 +26,4 @@ def bytes_text(number: float) -> str:
         if number < 1000:
             return f"{number:,.0f} bytes" if unit == "bytes" else f"{number:.3g} {unit}"
         number /= 1000
-    return f"{number:,.3g} TB"
+    return f"{number:.3g} TB"

@@ -1,8 +1,8 @@
 """Retention in its three forms, and the algebra of its state.
 
 The op is the equation and nothing else: no scale, positions, padding or normaliser. Each form takes
-    a state and hands one on, and any form may continue any other, at any cut. Per head, with gamma
-    = exp(log_decay),
+a state and hands one on, and any form may continue any other, at any cut. Per head, with
+gamma = exp(log_decay),
 
     o_n = sum_{m <= n} gamma^(n-m) (q_n . k_m) v_m + gamma^(n+1) q_n S
 
@@ -87,8 +87,7 @@ def retention_recurrent(
     segment_ids: Tensor | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """Retention token by token, O(T) in time and constant in memory (Eq. 6). As
-    `retention_parallel` otherwise."""
+    """Retention token by token, in constant memory (Eq. 6); else as `retention_parallel`."""
     _check(q, k, v, log_decay, state, segment_ids)
     return _run("recurrent", backend, q, k, v, log_decay, state, segment_ids)
 

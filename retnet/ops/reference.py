@@ -1,14 +1,14 @@
-"""The three forms of retention, each straight from its equation (arXiv 2307.08621 v4), in plain
-torch.
+"""The three forms of retention, each straight from its equation, in plain torch.
 
-These are the definitions that every fast path is tested against: they favour being read over speed,
-    and compute in the accumulation dtype throughout. Letters are the paper's: D decay mask, S and R
-    states, zeta and xi the decays from a token to its chunk's end and from its chunk's start to it.
-    Arguments and shapes: `retnet.ops`; nothing is checked.
+Equations are those of arXiv 2307.08621 v4. These are the definitions that every fast path is tested
+against: they favour being read over speed, and compute in the accumulation dtype throughout.
+Letters are the paper's: D is the decay mask, S and R are states, zeta and xi the decays from a
+token to its chunk's end and from its chunk's start to it. Arguments and shapes are those of
+`retnet.ops`; nothing is checked here.
 
 Segments multiply one factor into each sum: token n sees token m only if no boundary lies between
-    them. `run` counts the boundaries up to each token, so that is `run_n == run_m`; the state that
-    comes in belongs to run 0.
+them. `run` counts the boundaries up to each token, so that is `run_n == run_m`; the state that
+comes in belongs to run 0.
 """
 
 import torch
@@ -22,8 +22,7 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def segment_runs(segment_ids: Tensor | None, like: Tensor) -> Tensor:
-    """The number of segment boundaries up to each token of `like` [B, T, ...]: [B, T] int64, 0 at
-    the first."""
+    """The number of segment boundaries up to each token of `like` [B, T, ...]: [B, T] int64."""
     if segment_ids is None:
         return torch.zeros(like.shape[:2], dtype=torch.int64, device=like.device)
     return pad(segment_ids.diff(dim=1).ne(0), (1, 0))[:, : like.shape[1]].cumsum(1)
@@ -44,7 +43,8 @@ def retention_parallel(
     segment_ids: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Eq. 5: (Q K^T . D) V, plus what the incoming state adds to it. O(T^2) time and memory."""
-    Q, K, V, S, run = _prepare(q, k, v, state, segment_ids)
+    Q, K, V, S = _prepare(q, k, v, state)
+    run = segment_runs(segment_ids, q)
     T = Q.shape[2]
     n = torch.arange(T, device=q.device)
     D = power(log_decay, (n[:, None] - n).clamp(min=0)).tril().to(Q.dtype)
@@ -70,15 +70,14 @@ def retention_recurrent(
     state: Tensor | None,
     segment_ids: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Eq. 6: S_n = gamma S_{n-1} + K_n^T V_n and o_n = Q_n S_n. O(T) time, the memory of one
-    state."""
-    Q, K, V, S, run = _prepare(q, k, v, state, segment_ids)
+    """Eq. 6: S_n = gamma S_{n-1} + K_n^T V_n and o_n = Q_n S_n. O(T) time, one state of memory."""
+    Q, K, V, S = _prepare(q, k, v, state)
     gamma = power(log_decay, 1).to(Q.dtype)[:, None, None]
-    same_run = run.diff(dim=1, prepend=run.new_zeros(len(run), 1)) == 0
+    starts = None if segment_ids is None else pad(segment_ids.diff(dim=1), (1, 0)).ne(0)
     outs = [V[:, :, :0]]
     for n in range(Q.shape[2]):
-        if segment_ids is not None:
-            S = S * same_run[:, n, None, None, None]
+        if starts is not None:
+            S = S.masked_fill(starts[:, n, None, None, None], 0)
         S = torch.addcmul(gamma * S, K[:, :, n, :, None], V[:, :, n, None, :])
         outs.append(Q[:, :, n, None, :] @ S)
     return torch.cat(outs, dim=2).transpose(1, 2).to(v.dtype), S
@@ -93,9 +92,12 @@ def retention_chunkwise(
     segment_ids: Tensor | None,
     chunk_size: int,
 ) -> tuple[Tensor, Tensor]:
-    """Eq. 7: R_i = K_i^T (V_i . zeta) + gamma^B R_{i-1} and out_i = (Q_i K_i^T . D) V_i + (Q_i
-    R_{i-1}) . xi."""
-    Q, K, V, R, run = _prepare(q, k, v, state, segment_ids)
+    """Eq. 7, chunk by chunk. O(T) time, one chunk of memory.
+
+    out_i = (Q_i K_i^T . D) V_i + (Q_i R_{i-1}) . xi and R_i = K_i^T (V_i . zeta) + gamma^B R_{i-1}
+    """
+    Q, K, V, R = _prepare(q, k, v, state)
+    run = segment_runs(segment_ids, q)
     run_before = run.new_zeros(len(run), 1)
     outs = [V[:, :, :0]]
     for start in range(0, Q.shape[2], chunk_size):
@@ -116,12 +118,11 @@ def retention_chunkwise(
 
 
 def _prepare(
-    q: Tensor, k: Tensor, v: Tensor, state: Tensor | None, segment_ids: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Q, K, V as [B, H, T, .] and the state in the accumulation dtype, and the segment runs [B,
-    T]."""
+    q: Tensor, k: Tensor, v: Tensor, state: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Q, K, V as [B, H, T, .] and the state S or R, all in the accumulation dtype."""
     dtype = accumulation_dtype(v.dtype)
     Q, K, V = (x.to(dtype).transpose(1, 2) for x in (q, k, v))
     if state is None:
         state = K.new_zeros(*K.shape[:2], K.shape[3], V.shape[3])
-    return Q, K, V, state.to(dtype), segment_runs(segment_ids, q)
+    return Q, K, V, state.to(dtype)

@@ -1,5 +1,4 @@
-"""Chunkwise retention (Eq. 7) at full speed on any device: one autograd.Function over batched
-matrix products.
+"""Chunkwise retention (Eq. 7) at speed, on any device: an autograd.Function of batched products.
 
 With a chunk's tokens counted j = 0..C-1, the decay is folded into queries and keys once,
 
@@ -51,8 +50,7 @@ def retention_chunkwise(
     segment_ids: Tensor | None,
     chunk_size: int,
 ) -> tuple[Tensor, Tensor]:
-    """Eq. 7; arguments and results are those of `retnet.ops.retention_chunkwise`. log_decay gets no
-    gradient."""
+    """Eq. 7, as `retnet.ops.retention_chunkwise`; unchecked, and no gradient of log_decay."""
     batch, _, heads, key_size = q.shape
     if state is None:
         state = q.new_zeros(batch, heads, key_size, v.shape[3], dtype=accumulation_dtype(v.dtype))
@@ -65,8 +63,7 @@ def retention_chunkwise(
 
 
 def safe_chunk_size(log_decay: Tensor, chunk_size: int) -> int:
-    """The first of chunk_size, chunk_size / 2, ..., 1 for which every head's gamma^-C can be folded
-    into keys."""
+    """The first of chunk_size, chunk_size / 2, ... with gamma^-C in range for every head."""
     fastest = -float(log_decay.min())
     while chunk_size > 1 and fastest * chunk_size > LARGEST_FOLD_LOG:
         chunk_size //= 2
@@ -139,16 +136,14 @@ def _backward(
 
 
 class _Buffers:
-    """Memory for what is between, by name, used again by every span: fresh megabytes cost a page
-    fault every 4 KB."""
+    """Memory that every span uses again, by name: fresh megabytes cost a page fault every 4 KB."""
 
     def __init__(self, v: Tensor) -> None:
         self.device, self.dtype = v.device, matmul_dtype(v)
         self._memory: dict[tuple[str, torch.dtype], Tensor] = {}
 
     def take(self, name: str, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
-        """An uninitialised tensor in the memory of that name; of the products' dtype where none is
-        given."""
+        """An uninitialised tensor in the memory of that name, by default in the products' dtype."""
         dtype = dtype or self.dtype
         size = math.prod(shape)
         memory = self._memory.get((name, dtype))
@@ -184,8 +179,7 @@ class _Span:
         return part.unflatten(1, (self.num_chunks, self.chunk)).permute(0, 3, 1, 2, 4)
 
     def pack(self, x: Tensor, buffers: _Buffers, name: str, factor: Tensor | None = None) -> Tensor:
-        """The span's part of x [rows, T, H, F], times the factor, as tiles [G, C, F] with G = rows
-        H n."""
+        """The span's part of x [rows, T, H, F], times the factor, as tiles [rows H n, C, F]."""
         part = self.view(x)
         packed = buffers.take(name, part.shape)
         if factor is not None and x.dtype == packed.dtype:
@@ -240,8 +234,7 @@ class _SegmentMasks:
 
 @dataclass(frozen=True)
 class _Tiles:
-    """What a span's products read: q, k [G, C, K] with the decay folded in, v [G, C, V], the span,
-    the masks."""
+    """What a span's products read: decayed q and k [G, C, K], v [G, C, V], who sees whom."""
 
     span: _Span
     q: Tensor
@@ -280,13 +273,11 @@ class _Tiles:
         return x if self.masks is None else x * self.masks.read
 
     def that_enter(self, x: Tensor) -> Tensor:
-        """x [G, C, F] of the tokens that are seen in the state after their chunk, zeros for the
-        others."""
+        """x [G, C, F] of the tokens that the state after their chunk holds, zeros for others."""
         return x if self.masks is None else x * self.masks.enter
 
     def states(self, carried: Tensor) -> tuple[Tensor, Tensor]:
-        """The state before each chunk [G, K, V] and after the last [rows, H, K, V], given the one
-        before the span."""
+        """The state before each chunk [G, K, V] and after the span, given that before it."""
         updates = self._by_chunk(
             self.buffers.product("updates", self.k.mT, self.that_enter(self.v)), carried
         )
@@ -297,8 +288,7 @@ class _Tiles:
         return before.view(-1, *carried.shape[2:]).to(self.v.dtype), after.view(carried.shape)
 
     def states_backward(self, grad_before: Tensor, grad_after: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients of each chunk's K'^T V [G, K, V] and of the state before the span, from those
-        of `states`."""
+        """Gradients of each chunk's K'^T V and of the state before the span."""
         grads = self._by_chunk(grad_before, grad_after)
         last, scan = grad_after.reshape(len(grads), 1, -1), self._scan(grad_after).mT
         grad_updates = self.buffers.take("grad_updates", grads.shape, grads.dtype)
@@ -319,8 +309,7 @@ class _Tiles:
 
 
 def _span_forward(tiles: _Tiles, carried: Tensor) -> tuple[Tensor, Tensor]:
-    """A span's outputs [G, C, V] and the state after it, given the state before it [rows, H, K,
-    V]."""
+    """A span's outputs [G, C, V] and the state after it [rows, H, K, V], given the one before."""
     before, after = tiles.states(carried)
     out = tiles.buffers.product("out", tiles.scores(tiles.q, tiles.k), tiles.v)
     return out.baddbmm_(tiles.that_read(tiles.q), before), after
@@ -329,8 +318,7 @@ def _span_forward(tiles: _Tiles, carried: Tensor) -> tuple[Tensor, Tensor]:
 def _span_backward(
     tiles: _Tiles, carried: Tensor, grad_out: Tensor, grad_after: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of a span's q, k [G, C, K], v [G, C, V] and of the state before it [rows, H, K,
-    V]."""
+    """Gradients of a span's q, k, v tiles and of the state before it [rows, H, K, V]."""
     q, k, v, product = tiles.q, tiles.k, tiles.v, tiles.buffers.product
     before, _ = tiles.states(carried)
     grad_read = tiles.that_read(grad_out)
@@ -364,8 +352,7 @@ def _row_groups(v: Tensor, decay: Tensor, chunk: int) -> list[tuple[slice, list[
 
 
 def _spans(v: Tensor, decay: Tensor, chunk: int, num_chunks: int) -> Iterator[_Span]:
-    """The tokens of v [B, T, H, V] in spans of num_chunks chunks, then what remains of chunks, then
-    of tokens."""
+    """The tokens of v [B, T, H, V] in spans of num_chunks chunks, then the rest of each."""
     tokens = v.shape[1]
     start = 0
     for chunk_now, chunks_now in (
@@ -382,8 +369,7 @@ def _spans(v: Tensor, decay: Tensor, chunk: int, num_chunks: int) -> Iterator[_S
 
 
 def _decays(v: Tensor, decay: Tensor, num_chunks: int, chunk: int) -> tuple[Tensor, Tensor, Tensor]:
-    """to_query, to_key and scan of a `_Span`: scan[i, 0] = gamma^(iC), scan[i, m] =
-    gamma^((i-m+1)C) for 0 < m <= i."""
+    """to_query, to_key and scan of a span; scan[i, m] = gamma^((i - m + 1) C) for 0 < m <= i."""
     position = torch.arange(1, chunk + 1)
     to_query, to_key = (
         power(decay, exponent)[:, None, :, None] for exponent in (position, -position)

@@ -138,8 +138,7 @@ def explicit_sum(case: Case) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("segments", [1, 4])
 def test_form_is_the_explicit_sum(form: str, segments: int) -> None:
-    """Each form against the double sum that defines the op, which shares no code with any of
-    them."""
+    """Against the double sum that defines the op, which shares no code with any form."""
     case = make_case(3, tokens=11, segments=segments)
     out, state = explicit_sum(case)
     actual = FORMS[form](
@@ -173,8 +172,7 @@ gamma = st.one_of(
 def test_three_forms_agree_for_any_shape_cut_chunk_segment_and_decay(
     seed, batch, tokens, gammas, key_size, value_size, chunk_size, with_state, segments, data
 ) -> None:
-    """Outputs, state and every gradient, in fp64 to 1e-12, with the sequence cut in two between any
-    two forms."""
+    """Outputs, state and all gradients to 1e-12 in fp64, also cut in two between any two forms."""
     case = make_case(
         seed,
         batch=batch,
@@ -200,8 +198,7 @@ def test_three_forms_agree_for_any_shape_cut_chunk_segment_and_decay(
 
 
 def cut_form(first: str, second: str, cut: int):
-    """One form up to `cut` and another from there. A boundary at the cut is told by dropping the
-    state."""
+    """One form up to `cut`, another from there. A boundary at the cut drops the state."""
 
     def form(q, k, v, log_decay, state, *, segment_ids):
         head, tail = slice(0, cut), slice(cut, None)

@@ -179,9 +179,7 @@ def test_any_decay_stays_in_range(arithmetic: Arithmetic, gammas: tuple[float, .
 
 @pytest.mark.parametrize("log_decay", [-50.0, -90.0, -800.0])
 @pytest.mark.parametrize("form", FORMS)
-def test_a_head_that_forgets_at_once(
-    arithmetic: Arithmetic, form: str, log_decay: float
-) -> None:
+def test_a_head_that_forgets_at_once(arithmetic: Arithmetic, form: str, log_decay: float) -> None:
     """Where gamma is (nearly) 0 in the state's dtype, a token sees itself only."""
     inputs = make_inputs(arithmetic.dtype, tokens=20, gammas=(1.0,))
     inputs = replace(inputs, log_decay=torch.tensor([log_decay], dtype=torch.float64))
@@ -348,10 +346,11 @@ def test_gradients_by_finite_differences() -> None:
 def test_second_derivatives_are_refused() -> None:
     """The backward pass has no graph; a gradient penalty must not go wrong in silence."""
     inputs = make_inputs(torch.float64, tokens=5)
-    q = inputs.q.requires_grad_()
-    out, _ = FAST(q, inputs.k.requires_grad_(), inputs.v, inputs.log_decay, inputs.state)
-    with pytest.raises(RuntimeError, match=r"twice|second"):
-        torch.autograd.grad(out.sum(), q, create_graph=True)[0].square().sum().backward()
+    q, k = inputs.q.requires_grad_(), inputs.k.requires_grad_()
+    out, _ = FAST(q, k, inputs.v, inputs.log_decay, inputs.state)
+    with pytest.raises(RuntimeError, match="twice"):
+        (penalty,) = torch.autograd.grad(out.sum(), q, create_graph=True)
+        (out.sum() + penalty.square().sum()).backward()
 
 
 def test_log_decay_is_not_learned_in_silence() -> None:
@@ -361,19 +360,15 @@ def test_log_decay_is_not_learned_in_silence() -> None:
         FAST(inputs.q, inputs.k, inputs.v, inputs.log_decay.requires_grad_())
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ["parallel", "recurrent", "chunkwise-reference"])
 def test_log_decay_gradient_of_the_reference(form: str) -> None:
-    """The plain forms do differentiate by log_decay, all alike."""
-    if form == "chunkwise-torch":
-        pytest.skip("tested above")
+    """The plain forms do differentiate by log_decay."""
     inputs = make_inputs(torch.float64, tokens=20, gammas=(0.5, 0.97), segments=2)
     log_decay = inputs.log_decay.requires_grad_()
 
     def projected(lg: Tensor) -> Tensor:
         ids = inputs.segment_ids
-        out, state = FORMS[form](
-            inputs.q, inputs.k, inputs.v, lg, inputs.state, segment_ids=ids
-        )
+        out, state = FORMS[form](inputs.q, inputs.k, inputs.v, lg, inputs.state, segment_ids=ids)
         return out.sum() + state.sum()
 
     assert torch.autograd.gradcheck(projected, [log_decay])
@@ -465,24 +460,22 @@ def test_inputs_are_left_alone(form: str) -> None:
 
 
 def test_calls_do_not_share_memory() -> None:
-    """Two calls whose backward passes come in the other order, and one that is repeated."""
-    first, second = make_inputs(tokens=90), make_inputs(tokens=130, seed=1)
-    expected = [run(FAST, first), run(FAST, second)]
-    outputs, leaves = [], []
-    for inputs in (first, second):
-        leaf = inputs.q.detach().requires_grad_()
-        leaves.append(leaf)
-        outputs.append(FAST(leaf, inputs.k, inputs.v, inputs.log_decay, inputs.state)[0])
-    assert all(torch.equal(x, y["out"]) for x, y in zip(outputs, expected, strict=True))
-    grads = [torch.autograd.grad(o.sum(), x, retain_graph=True)[0] for o, x in pairs(outputs, leaves)]
-    again = [
-        torch.autograd.grad(o.sum(), x)[0] for o, x in reversed(list(pairs(outputs, leaves)))
-    ]
-    assert all(torch.equal(x, y) for x, y in zip(grads, reversed(again), strict=True))
+    """Two calls whose backward passes come in the other order, the first one twice."""
+    both = make_inputs(tokens=90), make_inputs(tokens=130, seed=1)
+    expected = [q_gradient(q_output(inputs)) for inputs in both]
+    first, second = (q_output(inputs) for inputs in both)
+    for call, gradient in ((second, expected[1]), (first, expected[0]), (first, expected[0])):
+        assert torch.equal(q_gradient(call), gradient)
 
 
-def pairs(first: list[Tensor], second: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    return list(zip(first, second, strict=True))
+def q_output(inputs: Inputs) -> tuple[Tensor, Tensor]:
+    q = inputs.q.detach().requires_grad_()
+    return FAST(q, inputs.k, inputs.v, inputs.log_decay, inputs.state)[0], q
+
+
+def q_gradient(call: tuple[Tensor, Tensor]) -> Tensor:
+    out, q = call
+    return torch.autograd.grad(out.square().sum(), q, retain_graph=True)[0]
 
 
 def test_only_what_is_asked_for_has_a_gradient() -> None:
@@ -491,7 +484,7 @@ def test_only_what_is_asked_for_has_a_gradient() -> None:
     assert not out.requires_grad
     assert not state.requires_grad
     v = inputs.v.requires_grad_()
-    _, state = FAST(inputs.q, inputs.k, v, inputs.log_decay)
-    expected, _ = torch.autograd.grad(state.sum(), [v, inputs.k.requires_grad_()], allow_unused=True)
-    assert expected.isfinite().all()
-    assert expected.abs().sum() > 0
+    _, state = FAST(inputs.q, inputs.k, v, inputs.log_decay)  # The output's gradient is None.
+    (grad,) = torch.autograd.grad(state.sum(), v)
+    _, expected = REFERENCE(inputs.q, inputs.k, v, inputs.log_decay)
+    assert relative_error(grad, torch.autograd.grad(expected.sum(), v)[0]) < 1e-6
