@@ -77,7 +77,7 @@ def load_checkpoint(
         CheckpointError: for a directory that holds no checkpoint of ours, or a broken one.
     """
     directory = Path(directory)
-    config = _read_config(directory)
+    config = read_config(directory)
     weights = _read_weights(directory / WEIGHTS_FILE)
     with torch.device("meta"):
         model = RetNet(config)
@@ -145,8 +145,9 @@ def _write_aside(path: Path, write: Callable[[Path], object]) -> None:
         aside.unlink(missing_ok=True)
 
 
-def _read_config(directory: Path) -> ModelConfig:
-    path = directory / CONFIG_FILE
+def read_config(directory: str | Path) -> ModelConfig:
+    """The configuration of a checkpoint directory; its weights are not read."""
+    path = Path(directory) / CONFIG_FILE
     if not path.is_file():
         raise CheckpointError(f"{directory} holds no checkpoint: there is no {CONFIG_FILE} in it")
     try:

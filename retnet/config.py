@@ -38,8 +38,8 @@ class ModelConfig:
     Attributes:
         vocab_size: number of token ids; 259 is the byte tokenizer's (256 bytes and pad, bos, eos).
         d_model: D, width of the residual stream.
-        num_layers: L.
-        num_heads: H.
+        num_layers: L, the number of blocks.
+        num_heads: H, the number of retention heads, each with its own decay.
         key_size: K; 0 for D / H.
         value_size: V; 0 for 2 K (paper, section 3.1).
         ffn_size: hidden width of the feed forward; 0 for 2 D (gelu) or the same parameters in

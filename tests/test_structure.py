@@ -34,7 +34,9 @@ BELOW: dict[str, set[str]] = {
     "hf": {"checkpoint", "text", "data"},
     "serve": {"checkpoint", "text", "data"},
     "eval": {"checkpoint", "text", "score"},
-    "cli": {"bench", "train", "hf", "serve", "eval"},
+    "commands": {"bench", "train", "text", "hf", "serve", "eval"},
+    "cli": {"commands"},
+    "__main__": {"cli"},
 }
 
 

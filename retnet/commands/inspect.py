@@ -39,15 +39,13 @@ def _run(values: Values) -> int:
     if values["preset"] and values["model"]:
         raise UsageError("--preset and --model both name a model; pass one of them")
     name = values["model"] or values["preset"] or "tiny"
-    config = _checkpoint_config(name) if values["model"] else preset(name)
-    _show(name, config)
+    if values["model"]:
+        from retnet.checkpoint import read_config
+
+        _show(name, read_config(name))
+    else:
+        _show(name, preset(name))
     return 0
-
-
-def _checkpoint_config(directory: str) -> ModelConfig:
-    from retnet.checkpoint import load_checkpoint
-
-    return load_checkpoint(directory).config
 
 
 def _show(name: str, config: ModelConfig) -> None:

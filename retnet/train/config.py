@@ -25,7 +25,7 @@ class TrainConfig:
         out: folder for the checkpoint, the metrics and the plot; it must not hold a run yet.
         context: tokens in a window.
         batch_size: windows in a step.
-        steps: length of the run in steps; or
+        steps: length of the run; or give minutes.
         minutes: about how long the run may take, the last validation included; 3 where neither is
             given. The number of steps is set from the speed of the first ones.
         learning_rate: the highest, reached after the warm-up.
