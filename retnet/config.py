@@ -6,9 +6,10 @@ Imports nothing heavy, so that a command line can describe itself at once.
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args
+from math import isfinite
+from typing import Any, Literal, TypeGuard, get_args
 
-DecayRule = Literal["equation8", "linspace", "none"]
+DecayRule = Literal["equation8", "linspace", "wide", "none"]
 ScoreNorm = Literal["none", "decay", "paper"]
 NormKind = Literal["layernorm", "rmsnorm"]
 FeedForwardKind = Literal["gelu", "swiglu"]
@@ -20,6 +21,10 @@ def nearest(word: str, candidates: Sequence[str] | Mapping[str, Any]) -> str:
     """'; did you mean ...?' for the closest candidate, or nothing where none is close."""
     close = difflib.get_close_matches(word, list(candidates), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
 
 
 def _require(condition: bool, message: str) -> None:
@@ -42,10 +47,11 @@ class ModelConfig:
         num_heads: H, the number of retention heads, each with its own decay.
         key_size: K; 0 for D / H.
         value_size: V; 0 for 2 K (paper, section 3.1).
-        ffn_size: hidden width of the feed forward; 0 for 2 D (gelu) or the same parameters in
-            4/3 D (swiglu).
-        decay: gamma per head. "equation8": 1 - 2^(-5-h); "linspace": 1 - exp(linspace(log 1/32, log
-            1/512, H)), the rule of the paper's language models; "none": 1; or a list of H gammas in
+        ffn_size: hidden width of the feed forward; 0 for 2 D (gelu) or as many parameters in
+            4/3 D, rounded to a multiple of 8 (swiglu).
+        decay: gamma per head. "equation8": 1 - 2^(-5-h); "linspace": 1 - exp(linspace(log 1/32,
+            log 1/512, H)), the rule of the paper's language models; "wide": the same from 1/2, for
+            bytes, where the last few tokens matter most; "none": 1; or a list of H gammas in
             (0, 1].
         score_norm: what divides a head's output before its norm. "none": nothing; "decay":
             sqrt(Z_n) (torchscale's recurrent form); "paper": max(|row sum|, sqrt(Z_n)), the paper's
@@ -98,7 +104,7 @@ class ModelConfig:
         if not self.value_size:
             object.__setattr__(self, "value_size", 2 * self.key_size)
         if not self.ffn_size:
-            width = 2 * self.d_model if self.feed_forward == "gelu" else round(4 * self.d_model / 3)
+            width = 2 * self.d_model if self.feed_forward == "gelu" else 8 * round(self.d_model / 6)
             object.__setattr__(self, "ffn_size", width)
         _require(
             self.key_size % 2 == 0,
@@ -130,20 +136,24 @@ class ModelConfig:
             is_count = isinstance(value, int) and not isinstance(value, bool) and value >= least
             _require(is_count, f"{name} must be an integer >= {least}, got {value!r}")
         for name in ("head_norm_eps", "norm_eps"):
-            _require(getattr(self, name) >= 0, f"{name} must be >= 0, got {getattr(self, name)!r}")
-        _require(0 <= self.dropout < 1, f"dropout must be in [0, 1), got {self.dropout!r}")
+            value = getattr(self, name)
+            _require(_is_number(value) and value >= 0, f"{name} must be >= 0, got {value!r}")
+        _require(
+            _is_number(self.dropout) and 0 <= self.dropout < 1,
+            f"dropout must be in [0, 1), got {self.dropout!r}",
+        )
 
     def _check_gammas(self) -> None:
-        gammas = tuple(float(gamma) for gamma in self.decay)
+        gammas = list(self.decay) if isinstance(self.decay, Sequence) else [self.decay]
         _require(
             len(gammas) == self.num_heads,
             f"decay must list one gamma a head, got {len(gammas)} for {self.num_heads} heads",
         )
         _require(
-            all(0 < gamma <= 1 for gamma in gammas),
-            f"decay must list gammas in (0, 1], got {list(gammas)}; pass gamma, not log(gamma)",
+            all(_is_number(gamma) and 0 < gamma <= 1 for gamma in gammas),
+            f"decay must list gammas in (0, 1], got {gammas}; pass gamma, not log(gamma)",
         )
-        object.__setattr__(self, "decay", gammas)
+        object.__setattr__(self, "decay", tuple(float(gamma) for gamma in gammas))
 
     @property
     def layer_parameters(self) -> int:
@@ -203,9 +213,12 @@ def _paper(d_model: int, num_layers: int) -> dict[str, Any]:
     )
 
 
+# What small models of bytes do better with than with the defaults, which are the paper's.
+_BYTES: dict[str, Any] = dict(decay="wide", feed_forward="swiglu", tie_embeddings=False)
+
 _PRESET_FIELDS: dict[str, dict[str, Any]] = {
-    "tiny": dict(d_model=256, num_layers=4, num_heads=4),
-    "small": dict(d_model=320, num_layers=6, num_heads=5),
+    "tiny": dict(d_model=128, num_layers=4, num_heads=4, **_BYTES),
+    "small": dict(d_model=320, num_layers=6, num_heads=5, **_BYTES),
     "base": dict(d_model=768, num_layers=12, num_heads=6),
     "200m": _paper(1024, 16),
     "1.3b": _paper(2048, 24),

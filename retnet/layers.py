@@ -5,7 +5,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from retnet.config import ModelConfig, NormKind
-from retnet.ops.reference import accumulation_dtype
 from retnet.position import TokenContext, rotate
 
 
@@ -62,10 +61,11 @@ class MultiScaleRetention(nn.Module):
         """
         if score_scale is None:
             return out
-        out = out.to(accumulation_dtype(out.dtype))
+        exact = out.to(score_scale.dtype)
         if self.config.score_norm == "decay":
-            return out / score_scale
-        return out[..., :-1] / torch.maximum(out[..., -1:].abs(), score_scale)
+            return (exact / score_scale).to(out.dtype)
+        row_sum = exact[..., -1:].abs()
+        return (exact[..., :-1] / torch.maximum(row_sum, score_scale)).to(out.dtype)
 
 
 class FeedForward(nn.Module):

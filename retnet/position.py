@@ -6,6 +6,7 @@ spoil it.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import log
 
 import torch
 from torch import Tensor
@@ -44,8 +45,8 @@ def log_decays(rule: DecayRule | Sequence[float], num_heads: int) -> Tensor:
     with torch.device("cpu"):
         if rule == "equation8":
             return torch.log1p(-(2.0 ** (-5 - torch.arange(num_heads, dtype=torch.float64))))
-        if rule == "linspace":
-            first, last = torch.tensor([1 / 32, 1 / 512], dtype=torch.float64).log().tolist()
+        if rule in ("linspace", "wide"):
+            first, last = log(1 / 32 if rule == "linspace" else 1 / 2), log(1 / 512)
             return torch.log1p(-torch.linspace(first, last, num_heads, dtype=torch.float64).exp())
         if rule == "none":
             return torch.zeros(num_heads, dtype=torch.float64)

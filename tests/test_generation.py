@@ -307,6 +307,12 @@ def test_frequencies_are_the_probabilities_of_what_is_kept(chosen: str) -> None:
     assert (20_000 * (actual - expected).square()[there] / expected[there]).sum() < 25
 
 
+def test_top_p_stops_where_it_is_reached() -> None:
+    """Two of four equal tokens reach one half."""
+    for size, kept in ((0.25, 1), (0.5, 2), (0.75, 3), (0.76, 4)):
+        assert (frequencies(torch.zeros(4), SamplingParams(top_p=size)) > 0).sum() == kept
+
+
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
 def test_temperature_divides_scores(temperature: float) -> None:
     logits = torch.tensor([1.0, -2.0, 0.5, 3.0])

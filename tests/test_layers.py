@@ -60,12 +60,18 @@ def heads_by_hand(layer: MultiScaleRetention, x: Tensor) -> tuple[Tensor, Tensor
     x [B, T, D] -> [H, B, T, T] and [H, B, T, V]
     """
     config = layer.config
-    theta = 10_000.0 ** -torch.linspace(0, 1, config.key_size // 2, dtype=torch.float64)
+    pairs = config.key_size // 2
+    last = 1 if config.rotary_frequencies == "torchscale" else (pairs - 1) / pairs
+    theta = 10_000.0 ** -torch.linspace(0, last, pairs, dtype=torch.float64)
     turn = torch.polar(torch.ones(()).double(), torch.arange(x.shape[1])[:, None] * theta)
 
     def complex_heads(projection: nn.Linear) -> Tensor:
-        y = projection(x).unflatten(-1, (config.num_heads, -1, 2))
-        return torch.complex(y[..., 0], y[..., 1]).permute(2, 0, 1, 3) * turn
+        y = projection(x).unflatten(-1, (config.num_heads, -1))
+        if config.rotary_pairing == "interleaved":
+            first, second = y[..., 0::2], y[..., 1::2]
+        else:
+            first, second = y[..., :pairs], y[..., pairs:]
+        return torch.complex(first, second).permute(2, 0, 1, 3) * turn
 
     q, k = complex_heads(layer.q_proj), complex_heads(layer.k_proj)
     scores = torch.einsum("hbnk,hbmk->hbnm", q, k.conj()).real
@@ -121,6 +127,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "score norm decay": {"score_norm": "decay"},
     "score norm paper": {"score_norm": "paper"},
     "score norm paper, larger epsilon": {"score_norm": "paper", "head_norm_eps": 1e-2},
+    "rotated in halves, as RoPE": {"rotary_pairing": "halves", "rotary_frequencies": "rope"},
     "rms heads, affine": {"head_norm": "rmsnorm", "head_norm_affine": True},
     "affine, biases, other sizes": {
         "head_norm_affine": True,

@@ -191,6 +191,9 @@ def test_context_of_bf16_layers_is_fp32_of_fp64() -> None:
         )
 
     exact, half = context(torch.float64), context(torch.bfloat16)
+    angles = rotary_angles(positions, config.key_size, "torchscale")
+    turn = torch.polar(torch.ones_like(angles), angles)[:, :, None]
+    torch.testing.assert_close(exact.query_rotation, turn, rtol=0, atol=1e-15)
     assert torch.equal(half.query_rotation, exact.query_rotation.to(torch.complex64))
     assert torch.equal(half.score_scale, exact.score_scale.float())
     assert torch.equal(half.log_decay, exact.log_decay)
@@ -200,9 +203,7 @@ def test_context_of_bf16_layers_is_fp32_of_fp64() -> None:
     assert exact.score_scale.shape == (1, 3, config.num_heads, 1)
 
 
-def positions_by_hand(
-    first: int, mask: list[bool], ids: list[int]
-) -> tuple[list[int | None], int]:
+def positions_by_hand(first: int, mask: list[bool], ids: list[int]) -> tuple[list[int | None], int]:
     """Each real token's position in its segment (None for padding), and the next one's."""
     positions: list[int | None] = []
     count = first

@@ -1,0 +1,401 @@
+"""What is on the disk comes back bit for bit, or not at all; what was there before is not lost."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from retnet.checkpoint import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    CheckpointError,
+    load_checkpoint,
+    load_state,
+    save_checkpoint,
+    save_state,
+)
+from retnet.config import ModelConfig
+from retnet.data.tokenizer import ByteTokenizer, load_tokenizer
+from retnet.model import RetNet, RetNetState
+
+resource = pytest.importorskip("resource", reason="limits on file sizes are of Unix")
+
+
+def make_model(seed: int = 0, **changes: Any) -> RetNet:
+    base: dict[str, Any] = {"d_model": 16, "num_layers": 2, "num_heads": 2}
+    config = ModelConfig(**{**base, **changes})
+    return RetNet(config, generator=torch.Generator().manual_seed(seed)).eval()
+
+
+def drawn_tokens(*shape: int) -> Tensor:
+    return torch.randint(259, shape, generator=torch.Generator().manual_seed(0))
+
+
+def assert_same_model(actual: RetNet, expected: RetNet) -> None:
+    assert actual.config == expected.config
+    mine, theirs = actual.state_dict(), expected.state_dict()
+    assert list(mine) == list(theirs)
+    for name, tensor in theirs.items():
+        assert mine[name].dtype == tensor.dtype
+        assert torch.equal(mine[name], tensor), name
+
+
+def assert_same_state(actual: RetNetState, expected: RetNetState) -> None:
+    assert torch.equal(actual.position, expected.position)
+    for mine, theirs in zip(actual.layers, expected.layers, strict=True):
+        assert mine.dtype == theirs.dtype
+        assert torch.equal(mine, theirs)
+
+
+@contextmanager
+def full_disk(num_bytes: int) -> Iterator[None]:
+    """No file can grow beyond that many bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def files_in(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+# Models
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"tie_embeddings": False, "bias": True, "head_norm_affine": True},
+        {"decay": (0.5, 1.0), "score_norm": "paper", "feed_forward": "swiglu", "norm": "rmsnorm"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_round_trip(tmp_path: Path, dtype: torch.dtype, changes: dict[str, Any]) -> None:
+    model = make_model(**changes).to(dtype)
+    save_checkpoint(tmp_path / "new" / "run", model, ByteTokenizer())
+    loaded = load_checkpoint(str(tmp_path / "new" / "run"))
+    assert_same_model(loaded, model)
+    assert not loaded.training
+    assert all(parameter.requires_grad for parameter in loaded.parameters())
+    assert torch.equal(loaded(drawn_tokens(2, 9))[0], model(drawn_tokens(2, 9))[0])
+    assert load_tokenizer(tmp_path / "new" / "run").encode("a") == ByteTokenizer().encode("a")
+
+
+def test_files(tmp_path: Path) -> None:
+    """Those that are promised, and nothing left aside."""
+    save_checkpoint(tmp_path, make_model())
+    assert set(files_in(tmp_path)) == {CONFIG_FILE, WEIGHTS_FILE}
+    save_checkpoint(tmp_path, make_model(), ByteTokenizer())
+    names = {CONFIG_FILE, WEIGHTS_FILE, "tokenizer.json", "tokenizer_config.json"}
+    assert set(files_in(tmp_path)) == names
+    config = json.loads((tmp_path / CONFIG_FILE).read_text())
+    assert config["d_model"] == 16
+    assert config["model_type"] == "retentive"
+    with safe_open(tmp_path / WEIGHTS_FILE, framework="pt") as file:
+        assert file.metadata() == {"format": "pt"}
+
+
+def test_dtype_on_loading(tmp_path: Path) -> None:
+    model = make_model()
+    save_checkpoint(tmp_path, model)
+    half = load_checkpoint(tmp_path, dtype=torch.bfloat16)
+    assert_same_model(half, model.to(torch.bfloat16))
+
+
+def test_loaded_weights_may_be_trained_and_saved_over_their_file(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, make_model())
+    loaded = load_checkpoint(tmp_path)
+    loaded(drawn_tokens(1, 5))[0].sum().backward()
+    torch.optim.SGD(loaded.parameters(), lr=0.1).step()
+    save_checkpoint(tmp_path, loaded)
+    again = load_checkpoint(tmp_path)
+    assert_same_model(again, loaded)
+    assert not torch.equal(again.embed_tokens.weight, make_model().embed_tokens.weight)
+
+
+def test_who_is_reading_the_older_checkpoint_may_go_on(tmp_path: Path) -> None:
+    """Files are replaced, not written over: there is no moment at which one is half new."""
+    save_checkpoint(tmp_path, make_model())
+    before = files_in(tmp_path)
+    with (tmp_path / WEIGHTS_FILE).open("rb") as weights, (tmp_path / CONFIG_FILE).open() as config:
+        save_checkpoint(tmp_path, make_model(1, dropout=0.5))
+        assert weights.read() == before[WEIGHTS_FILE]
+        assert config.read().encode() == before[CONFIG_FILE]
+    assert files_in(tmp_path) != before
+
+
+def test_another_model_takes_the_place(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, make_model())
+    other = make_model(1, num_layers=3)
+    save_checkpoint(tmp_path, other)
+    assert_same_model(load_checkpoint(tmp_path), other)
+
+
+@pytest.mark.parametrize("num_bytes", [0, 300, 5_000, 30_000])
+@pytest.mark.parametrize("tokenizer", [None, ByteTokenizer()], ids=["model", "with tokenizer"])
+@pytest.mark.parametrize("changes", [{}, {"num_layers": 3, "num_heads": 4}], ids=str)
+def test_a_full_disk_leaves_the_older_checkpoint_whole(
+    tmp_path: Path, changes: dict[str, Any], tokenizer: ByteTokenizer | None, num_bytes: int
+) -> None:
+    """Config and weights are of one save, old or new: where one can't be written, neither is."""
+    older = make_model()
+    save_checkpoint(tmp_path, older, ByteTokenizer())
+    before = files_in(tmp_path)
+    with full_disk(num_bytes), pytest.raises(CheckpointError, match="could not save to"):
+        save_checkpoint(tmp_path, make_model(1, **changes), tokenizer)
+    assert files_in(tmp_path) == before
+    assert_same_model(load_checkpoint(tmp_path), older)
+
+
+def test_a_full_disk_leaves_no_half_checkpoint(tmp_path: Path) -> None:
+    """Where there was none, there is none that could be taken for one."""
+    with full_disk(30_000), pytest.raises(CheckpointError, match="could not save to"):
+        save_checkpoint(tmp_path / "new", make_model())
+    with pytest.raises(CheckpointError):
+        load_checkpoint(tmp_path / "new")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_directory_that_can_not_be_written(tmp_path: Path) -> None:
+    older = make_model()
+    save_checkpoint(tmp_path, older)
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(CheckpointError, match="could not save to"):
+            save_checkpoint(tmp_path, make_model(1))
+    finally:
+        tmp_path.chmod(0o700)
+    assert_same_model(load_checkpoint(tmp_path), older)
+
+
+def test_a_file_where_the_directory_should_be(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("a diary")
+    for directory in (tmp_path / "run", tmp_path / "run" / "deeper"):
+        with pytest.raises(CheckpointError, match="could not save to"):
+            save_checkpoint(directory, make_model())
+    assert (tmp_path / "run").read_text() == "a diary"
+
+
+def change_config(**changes: Any) -> Callable[[Path], None]:
+    def change(directory: Path) -> None:
+        path = directory / CONFIG_FILE
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+    return change
+
+
+def write_config(data: bytes) -> Callable[[Path], None]:
+    return lambda directory: (directory / CONFIG_FILE).write_bytes(data) and None
+
+
+def change_weights(change: Callable[[dict[str, Tensor]], object]) -> Callable[[Path], None]:
+    def rewrite(directory: Path) -> None:
+        weights = load_file(directory / WEIGHTS_FILE)
+        change(weights)
+        save_file(weights, directory / WEIGHTS_FILE)
+
+    return rewrite
+
+
+def truncate_weights(num_bytes: int) -> Callable[[Path], None]:
+    return lambda directory: os.truncate(directory / WEIGHTS_FILE, num_bytes)
+
+
+NORM, WIDE = "norm.weight", torch.ones(17)
+BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no config": (lambda d: (d / CONFIG_FILE).unlink(), "holds no checkpoint: .*no config.json"),
+    "no weights": (lambda d: (d / WEIGHTS_FILE).unlink(), "no file .*model.safetensors"),
+    "weights cut short": (truncate_weights(20_000), "damaged or not safetensors"),
+    "weights cut within the header": (truncate_weights(100), "damaged or not safetensors"),
+    "empty weights": (truncate_weights(0), "damaged or not safetensors"),
+    "weights that are text": (
+        lambda d: (d / WEIGHTS_FILE).write_text("version https://git-lfs.github.com/spec/v1\n"),
+        "damaged or not safetensors",
+    ),
+    "another project's model": (
+        change_config(model_type="llama"),
+        "not of this project: expected model_type 'retentive'",
+    ),
+    "config that is no object": (write_config(b"[]"), "expected model_type"),
+    "config that is no JSON": (write_config(b"{"), "can't be read as JSON"),
+    "empty config": (write_config(b""), "can't be read as JSON"),
+    "config that is no text": (write_config(b"\xff\xfe"), "can't be read as JSON"),
+    "an unknown setting": (
+        change_config(num_head=3),
+        "config.json: unknown model setting 'num_head'; did you mean 'num_heads'",
+    ),
+    "a bad value": (change_config(score_norm="all"), "config.json: score_norm must be one of"),
+    "a value of another type": (change_config(dropout="0.1"), "config.json: dropout must be"),
+    "other sizes": (
+        change_config(d_model=32),
+        r"weights and config.json disagree .*expected \[",
+    ),
+    "more layers": (change_config(num_layers=3), r"disagree .*layers.2.*is missing"),
+    "fewer layers": (change_config(num_layers=1), r"disagree .*layers.1.*is not of this model"),
+    "a missing tensor": (
+        change_weights(lambda weights: weights.pop(NORM)),
+        r"disagree \(1\): norm.weight is missing",
+    ),
+    "a tensor too many": (
+        change_weights(lambda weights: weights.update(extra=WIDE)),
+        r"disagree \(1\): extra is not of this model",
+    ),
+    "a tensor of another shape": (
+        change_weights(lambda weights: weights.update({NORM: WIDE})),
+        r"disagree \(1\): norm.weight is \[17\], expected \[16\]",
+    ),
+    "a tensor of integers": (
+        change_weights(lambda weights: weights.update({NORM: torch.ones(16).long()})),
+        "norm.weight",
+    ),
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_broken_checkpoint(tmp_path: Path, broken: str) -> None:
+    """A one-line error that names the place."""
+    change, message = BROKEN[broken]
+    save_checkpoint(tmp_path, make_model())
+    change(tmp_path)
+    with pytest.raises(CheckpointError, match=message) as error:
+        load_checkpoint(tmp_path)
+    assert str(tmp_path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"nowhere holds no checkpoint"):
+        load_checkpoint(tmp_path / "nowhere")
+
+
+# States
+
+
+@pytest.fixture
+def state_file(tmp_path: Path) -> Path:
+    return tmp_path / "state.safetensors"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("score_norm", ["none", "paper"])
+def test_state_round_trip(state_file: Path, score_norm: str, dtype: torch.dtype) -> None:
+    """Rows that have read differently much; what follows is the same to the bit."""
+    model = make_model(score_norm=score_norm).to(dtype)
+    state = RetNetState.stack([model(drawn_tokens(1, n))[1] for n in (3, 40)])
+    save_state(state_file, state, model)
+    loaded = load_state(str(state_file), model)
+    assert_same_state(loaded, state)
+    assert loaded.position.tolist() == [3, 40]
+    more = drawn_tokens(2, 4)
+    assert torch.equal(model(more, loaded)[0], model(more, state)[0])
+    assert [path.name for path in state_file.parent.iterdir()] == [state_file.name]
+
+
+def test_state_that_is_a_view(state_file: Path) -> None:
+    model = make_model()
+    _, state = model(drawn_tokens(3, 5))
+    view = RetNetState(tuple(layer[1:2] for layer in state.layers), state.position[1:2])
+    save_state(state_file, view, model)
+    assert_same_state(load_state(state_file, model), state.rows([1]))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda: make_model(1),
+        lambda: make_model(decay="equation8"),
+        lambda: make_model(score_norm="decay"),
+        lambda: make_model(num_layers=3),
+        lambda: make_model(rotary_pairing="halves"),
+    ],
+    ids=["weights", "decay", "score norm", "layers", "pairing"],
+)
+def test_state_of_another_model_is_refused(state_file: Path, other: Callable[[], RetNet]) -> None:
+    """Even one of the same shapes and weights that forgets or turns differently."""
+    model = make_model()
+    save_state(state_file, model(drawn_tokens(1, 5))[1], model)
+    with pytest.raises(CheckpointError, match="state of another model .*load it with the model"):
+        load_state(state_file, other())
+
+
+def test_state_of_the_model_before_training_is_refused(state_file: Path) -> None:
+    model = make_model()
+    save_state(state_file, model(drawn_tokens(1, 5))[1], model)
+    with torch.no_grad():
+        model.layers[1].mixer.k_proj.weight.mul_(1.01)
+    with pytest.raises(CheckpointError, match="state of another model"):
+        load_state(state_file, model)
+
+
+def test_state_fits_the_model_cast_to_bf16(tmp_path: Path, state_file: Path) -> None:
+    """And back the other way: read the prompt with one, go on with the other."""
+    model = make_model()
+    save_checkpoint(tmp_path / "run", model)
+    _, state = model(drawn_tokens(2, 9))
+    save_state(state_file, state, model)
+    half = load_checkpoint(tmp_path / "run", dtype=torch.bfloat16)
+    assert_same_state(load_state(state_file, half), state)
+    save_state(state_file, half(drawn_tokens(2, 9))[1], half)
+    assert load_state(state_file, load_checkpoint(tmp_path / "run")).position.tolist() == [9, 9]
+
+
+def test_full_disk_leaves_the_older_state(state_file: Path) -> None:
+    model = make_model()
+    _, state = model(drawn_tokens(2, 9))
+    save_state(state_file, state, model)
+    with full_disk(1_000), pytest.raises(CheckpointError, match="could not save the state to"):
+        save_state(state_file, model(drawn_tokens(20, 9))[1], model)
+    assert_same_state(load_state(state_file, model), state)
+    assert [path.name for path in state_file.parent.iterdir()] == [state_file.name]
+
+
+def change_state(change: Callable[[dict[str, Tensor]], object]) -> Callable[[Path], None]:
+    def rewrite(path: Path) -> None:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+        tensors = load_file(path)
+        change(tensors)
+        save_file(tensors, path, metadata=metadata)
+
+    return rewrite
+
+
+BROKEN_STATES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "nothing there": (lambda path: path.unlink(), "there is no file"),
+    "cut short": (lambda path: os.truncate(path, 1_000), "damaged or not safetensors"),
+    "empty": (lambda path: os.truncate(path, 0), "damaged or not safetensors"),
+    "weights": (lambda path: save_file({"w": torch.ones(2)}, path), "is not a saved state"),
+    "a missing layer": (change_state(lambda tensors: tensors.pop("layers.1")), "layers.1"),
+    "no position": (change_state(lambda tensors: tensors.pop("position")), "position"),
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN_STATES)
+def test_broken_state(state_file: Path, broken: str) -> None:
+    change, message = BROKEN_STATES[broken]
+    model = make_model()
+    save_state(state_file, model(drawn_tokens(2, 9))[1], model)
+    change(state_file)
+    with pytest.raises(CheckpointError, match=message) as error:
+        load_state(state_file, model)
+    assert str(state_file) in str(error.value)
+
+
+def test_saving_a_state_nowhere(tmp_path: Path) -> None:
+    model = make_model()
+    _, state = model(drawn_tokens(1, 2))
+    with pytest.raises(CheckpointError, match="could not save the state to"):
+        save_state(tmp_path / "missing" / "state.safetensors", state, model)
