@@ -144,7 +144,7 @@ class ModelConfig:
         )
 
     def _check_gammas(self) -> None:
-        gammas = list(self.decay) if isinstance(self.decay, Sequence) else [self.decay]
+        gammas: list[Any] = [*self.decay] if isinstance(self.decay, Sequence) else [self.decay]
         _require(
             len(gammas) == self.num_heads,
             f"decay must list one gamma a head, got {len(gammas)} for {self.num_heads} heads",
@@ -153,7 +153,7 @@ class ModelConfig:
             all(_is_number(gamma) and 0 < gamma <= 1 for gamma in gammas),
             f"decay must list gammas in (0, 1], got {gammas}; pass gamma, not log(gamma)",
         )
-        object.__setattr__(self, "decay", tuple(float(gamma) for gamma in gammas))
+        object.__setattr__(self, "decay", tuple(map(float, gammas)))
 
     @property
     def layer_parameters(self) -> int:
