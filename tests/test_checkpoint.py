@@ -327,7 +327,7 @@ def test_state_of_another_model_is_refused(state_file: Path, other: Callable[[],
     """Even one of the same shapes and weights that forgets or turns differently."""
     model = make_model()
     save_state(state_file, model(drawn_tokens(1, 5))[1], model)
-    with pytest.raises(CheckpointError, match="state of another model .*load it with the model"):
+    with pytest.raises(CheckpointError, match=r"state of another model .*load it with the model"):
         load_state(state_file, other())
 
 

@@ -93,6 +93,8 @@ def test_derived_sizes() -> None:
     config = ModelConfig(d_model=96, num_heads=4)
     assert (config.key_size, config.value_size, config.ffn_size) == (24, 48, 192)
     assert ModelConfig(d_model=96, feed_forward="swiglu").ffn_size == 128
+    assert ModelConfig(d_model=128, feed_forward="swiglu").ffn_size == 168  # 170.7, by eights.
+    assert ModelConfig(d_model=2, num_heads=1, feed_forward="swiglu").ffn_size > 0
     assert ModelConfig(d_model=96, key_size=8).value_size == 16
     given_sizes = ModelConfig(d_model=10, num_heads=3, key_size=4, value_size=5, ffn_size=7)
     assert (given_sizes.key_size, given_sizes.value_size, given_sizes.ffn_size) == (4, 5, 7)
@@ -187,7 +189,7 @@ def test_unknown_key_names_the_nearest() -> None:
 def test_unknown_preset_names_the_nearest_and_all() -> None:
     with pytest.raises(ValueError, match=r"unknown preset '1.3'; did you mean '1.3b'\?; there are"):
         preset("1.3")
-    with pytest.raises(ValueError, match="there are tiny, .*13b$"):
+    with pytest.raises(ValueError, match=r"there are tiny, .*13b$"):
         preset("colossal")
 
 

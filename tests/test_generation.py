@@ -51,6 +51,10 @@ def generated(prompts: Any, params: SamplingParams, seed: int = 0) -> list[list[
     return [chosen.tolist() for chosen in tokens]
 
 
+def generated_alone(prompt: Tensor, params: SamplingParams) -> list[int]:
+    return [chosen for (chosen,) in generated([prompt], params)]
+
+
 def assert_close(actual: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
 
@@ -162,7 +166,7 @@ def test_a_batch_of_unequal_prompts_is_each_prompt_alone(penalty: float) -> None
     params = SamplingParams(temperature=0, max_tokens=12, repetition_penalty=penalty)
     together = generated(PROMPTS, params)
     for row, prompt in enumerate(PROMPTS):
-        assert [chosen[row] for chosen in together] == sum(generated([prompt], params), [])
+        assert [chosen[row] for chosen in together] == generated_alone(prompt, params)
 
 
 def test_a_tensor_of_prompts_is_a_list_of_its_rows() -> None:
@@ -174,7 +178,7 @@ def test_padding_is_no_repetition() -> None:
     """A shorter prompt is padded with token 0, which must not count as seen."""
     params = SamplingParams(temperature=0, max_tokens=8, repetition_penalty=1e6)
     short, long = torch.tensor([5, 6]), drawn_tokens(15)
-    assert [x[0] for x in generated([short, long], params)] == sum(generated([short], params), [])
+    assert [x[0] for x in generated([short, long], params)] == generated_alone(short, params)
 
 
 def test_rows_end_one_by_one() -> None:

@@ -41,6 +41,12 @@ def test_the_two_rules_meet_at_five_heads() -> None:
     assert gammas("equation8", 6) != pytest.approx(gammas("linspace", 6), rel=1e-4)
 
 
+def test_wide_is_linspace_from_one_half() -> None:
+    """What is forgotten in a step, 1/2 to 1/512, shrinks by one factor from head to head."""
+    forgotten = -torch.expm1(log_decays("wide", 5))
+    assert forgotten.tolist() == pytest.approx([1 / 2, 1 / 8, 1 / 32, 1 / 128, 1 / 512])
+
+
 def test_half_lives_of_the_paper() -> None:
     half_lives = math.log(0.5) / log_decays("linspace", 8)
     assert [round(half_lives[i].item()) for i in (0, -1)] == [22, 355]
