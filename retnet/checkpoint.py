@@ -53,10 +53,11 @@ def save_checkpoint(
         if tokenizer is not None:
             tokenizer.save(directory)
         text = json.dumps(config, indent=2) + "\n"
-        _write_aside(directory / CONFIG_FILE, lambda path: path.write_text(text, encoding="utf-8"))
-        _write_aside(
-            directory / WEIGHTS_FILE,
-            lambda path: save_file(weights, path, metadata={"format": "pt"}),
+        _replace_files(
+            {
+                directory / CONFIG_FILE: lambda path: path.write_text(text, encoding="utf-8"),
+                directory / WEIGHTS_FILE: lambda path: save_file(weights, path, {"format": "pt"}),
+            }
         )
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
@@ -110,7 +111,7 @@ def save_state(path: str | Path, state: RetNetState, model: RetNet) -> None:
     tensors["position"] = state.position.contiguous().cpu()
     metadata = {"format": STATE_FORMAT, "fingerprint": fingerprint(model)}
     try:
-        _write_aside(path, lambda aside: save_file(tensors, aside, metadata=metadata))
+        _replace_files({path: lambda aside: save_file(tensors, aside, metadata)})
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"could not save the state to {path}: {error}") from error
 
@@ -129,20 +130,28 @@ def load_state(path: str | Path, model: RetNet) -> RetNetState:
             "load it with the model that wrote it"
         )
     device = model.embed_tokens.weight.device
-    layers = tuple(tensors[f"layers.{i}"].to(device) for i in range(model.config.num_layers))
-    return RetNetState(layers, tensors["position"].to(device))
+    names = [f"layers.{i}" for i in range(model.config.num_layers)]
+    missing = [name for name in (*names, "position") if name not in tensors]
+    if missing:
+        raise CheckpointError(f"{path} is damaged: {', '.join(missing)} is missing in it")
+    return RetNetState(
+        tuple(tensors[name].to(device) for name in names), tensors["position"].to(device)
+    )
 
 
-def _write_aside(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a file beside `path`, bring it to the disk, and rename it over `path`."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+def _replace_files(writers: Mapping[Path, Callable[[Path], object]]) -> None:
+    """Let each function write a file beside its path; once all are on the disk, rename them."""
+    asides = {path: path.with_name(f".{path.name}.{os.getpid()}.part") for path in writers}
     try:
-        write(aside)
-        with aside.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(aside, path)
+        for path, write in writers.items():
+            write(asides[path])
+            with asides[path].open("rb") as file:
+                os.fsync(file.fileno())
+        for path, aside in asides.items():
+            os.replace(aside, path)
     finally:
-        aside.unlink(missing_ok=True)
+        for aside in asides.values():
+            aside.unlink(missing_ok=True)
 
 
 def read_config(directory: str | Path) -> ModelConfig:
@@ -185,6 +194,11 @@ def _check_weights(model: RetNet, weights: Mapping[str, Tensor], directory: Path
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     problems = [f"{name} is missing" for name in expected.keys() - found.keys()]
     problems += [f"{name} is not of this model" for name in found.keys() - expected.keys()]
+    problems += [
+        f"{name} is {tensor.dtype}, expected a float dtype"
+        for name, tensor in weights.items()
+        if not tensor.dtype.is_floating_point
+    ]
     problems += [
         f"{name} is {list(found[name])}, expected {list(shape)}"
         for name, shape in expected.items()

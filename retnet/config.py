@@ -104,7 +104,11 @@ class ModelConfig:
         if not self.value_size:
             object.__setattr__(self, "value_size", 2 * self.key_size)
         if not self.ffn_size:
-            width = 2 * self.d_model if self.feed_forward == "gelu" else 8 * round(self.d_model / 6)
+            width = (
+                2 * self.d_model
+                if self.feed_forward == "gelu"
+                else 8 * max(1, round(self.d_model / 6))
+            )
             object.__setattr__(self, "ffn_size", width)
         _require(
             self.key_size % 2 == 0,

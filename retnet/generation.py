@@ -55,13 +55,17 @@ class SamplingParams:
                 0 < self.repetition_penalty < float("inf"),
                 "> 0 and finite; 1 is none",
             ),
-            ("stop", all(self.stop), "a list of strings that are not empty"),
+            (
+                "stop",
+                isinstance(self.stop, tuple | list) and all(self.stop),
+                "a list of strings that are not empty",
+            ),
         ):
             if not holds:
                 raise ValueError(f"{name} must be {expected}, got {getattr(self, name)!r}")
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def prefill(
     model: RetNet,
     tokens: Tensor,
@@ -88,6 +92,9 @@ def prefill(
         raise ValueError(
             f"tokens must be [B, T] with T >= 1, got {list(tokens.shape)}; a prompt needs a token"
         )
+    if piece < 1:
+        raise ValueError(f"piece must be at least 1 token, got {piece}")
+    _check_evaluating(model)
     if mask is not None:
         check_left_padding(mask, state)
     for start in range(0, tokens.shape[1], piece):
@@ -98,9 +105,10 @@ def prefill(
     return model.logits(features[:, -1]), state
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def step(model: RetNet, tokens: Tensor, state: RetNetState) -> tuple[Tensor, RetNetState]:
     """Read a token a row [B] in constant time (Eq. 6): scores [B, vocab_size] and the state."""
+    _check_evaluating(model)
     features, state = model.features(tokens[:, None], state, retain=retention_recurrent)
     return model.logits(features[:, 0]), state
 
@@ -112,7 +120,9 @@ def sample(
     logits = logits.float()
     if params.temperature == 0:
         return logits.argmax(dim=-1)
-    probabilities = torch.softmax(logits / params.temperature, dim=-1)
+    # From the largest down, so that a tiny temperature divides to -inf and never to inf.
+    below = logits - logits.amax(dim=-1, keepdim=True)
+    probabilities = torch.softmax(below.double() / params.temperature, dim=-1).float()
     return torch.multinomial(_likely(probabilities, params), 1, generator=generator)[:, 0]
 
 
@@ -133,6 +143,8 @@ def generate(
     Yields:
         [B] int64, the next token of each row; -1 for a row that has ended.
     """
+    if any(prompt.dim() != 1 for prompt in prompts):
+        raise ValueError("prompts must be [B, T], or sequences [T]; wrap a single one in a list")
     if len(prompts) == 0 or any(len(prompt) == 0 for prompt in prompts):
         raise ValueError(
             "prompts must hold at least one token each, got an empty one; begin with a bos token"
@@ -170,11 +182,16 @@ def check_left_padding(mask: Tensor, state: RetNetState | None = None) -> None:
         )
 
 
+def _check_evaluating(model: RetNet) -> None:
+    if model.training and model.config.dropout:
+        raise ValueError("model must not be training, where it drops out; call model.eval() first")
+
+
 def _left_padded(prompts: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
     if isinstance(prompts, Tensor):
-        return prompts, None
+        return prompts.long(), None
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=prompts[0].device)
-    tokens = pad_sequence(list(prompts), batch_first=True, padding_side="left")
+    tokens = pad_sequence(list(prompts), batch_first=True, padding_side="left").long()
     steps = torch.arange(tokens.shape[1], device=tokens.device)
     mask = steps >= tokens.shape[1] - lengths[:, None]
     return tokens, None if mask.all() else mask
@@ -196,8 +213,8 @@ def _likely(probabilities: Tensor, params: SamplingParams) -> Tensor:
     largest = probabilities.amax(dim=-1, keepdim=True)
     kept = probabilities.masked_fill(probabilities < params.min_p * largest, 0)
     if 0 < params.top_k < probabilities.shape[-1]:
-        least = probabilities.topk(params.top_k, dim=-1).values[:, -1:]
-        kept = kept.masked_fill(probabilities < least, 0)
+        first = probabilities.topk(params.top_k, dim=-1).indices
+        kept = kept.masked_fill(torch.ones_like(kept, dtype=torch.bool).scatter(1, first, False), 0)
     if params.top_p < 1:
         ordered, order = probabilities.sort(dim=-1, descending=True)
         beyond = ordered.cumsum(dim=-1) - ordered >= params.top_p

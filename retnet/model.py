@@ -32,7 +32,8 @@ class RetNetState:
 
     def rows(self, index: Tensor | Sequence[int]) -> "RetNetState":
         """The state of the chosen rows, in that order; a row may come more than once."""
-        index = torch.as_tensor(index, dtype=torch.int64, device=self.position.device)
+        index = torch.as_tensor(index, device=self.position.device)
+        index = index.nonzero()[:, 0] if index.dtype == torch.bool else index.long()
         return RetNetState(tuple(layer[index] for layer in self.layers), self.position[index])
 
     @staticmethod
@@ -98,7 +99,7 @@ class RetNet(nn.Module):
         Returns:
             [B, T, D] after the final norm, and the state after the last token.
         """
-        _check_tokens(tokens, mask, self.config)
+        _check_tokens(tokens, mask, segment_ids)
         first = None if state is None else state.position
         positions, after = token_positions(tokens, first, mask, segment_ids)
         x = self.embed_tokens(tokens)
@@ -179,11 +180,18 @@ def next_token_loss(logits: Tensor, targets: Tensor, *, ignore_index: int = -100
     )
 
 
-def _check_tokens(tokens: Tensor, mask: Tensor | None, config: ModelConfig) -> None:
+def _check_tokens(tokens: Tensor, mask: Tensor | None, segment_ids: Tensor | None) -> None:
     if tokens.dim() != 2 or tokens.dtype not in (torch.int64, torch.int32):
         raise ValueError(f"tokens must be integers [B, T], got {tokens.dtype} {list(tokens.shape)}")
     if mask is not None and (mask.shape != tokens.shape or mask.dtype != torch.bool):
         raise ValueError(
             f"mask must be bool [B, T] = {list(tokens.shape)}, True for tokens, "
             f"got {mask.dtype} {list(mask.shape)}"
+        )
+    if segment_ids is not None and (
+        segment_ids.shape != tokens.shape or segment_ids.dtype.is_floating_point
+    ):
+        raise ValueError(
+            f"segment_ids must be integers [B, T] = {list(tokens.shape)}, "
+            f"got {segment_ids.dtype} {list(segment_ids.shape)}"
         )

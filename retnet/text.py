@@ -51,9 +51,10 @@ def until_stop(pieces: Iterator[str], stops: Sequence[str]) -> Iterator[str]:
     held = ""
     for piece in pieces:
         held += piece
-        found = [place for place in (held.find(stop) for stop in stops) if place >= 0]
-        if found:
-            yield from filter(None, [held[: min(found)]])
+        found = [(held.find(stop) + len(stop), stop) for stop in stops if stop in held]
+        if found:  # the one that is complete first, however the pieces are cut
+            end, stop = min(found, key=lambda match: (match[0], -len(match[1])))
+            yield from filter(None, [held[: end - len(stop)]])
             return
         sure = len(held) - _possible_stop(held, stops)
         if sure:

@@ -164,7 +164,7 @@ def test_derived_sizes_follow_the_changed_width() -> None:
     """A preset's own key, value and feed-forward sizes would be wrong for another width."""
     config = model_config(values_of("train", "--model.d_model", "512"))
     assert config == preset("tiny", d_model=512)
-    assert (config.key_size, config.value_size, config.ffn_size) == (128, 256, 1024)
+    assert (config.key_size, config.value_size, config.ffn_size) == (128, 256, 680)
 
 
 def test_lists_and_choices() -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from retnet.ops import reference, torch_chunkwise
+from retnet.ops.precision import without_autocast
 from retnet.ops.reference import accumulation_dtype, power
 
 __all__ = [
@@ -130,8 +131,22 @@ def combine_states(
 
     Returns:
         gamma^num_tokens_second first + second, [B, H, K, V] in second's dtype.
+
+    Raises:
+        ValueError: where the states differ in shape, or the others do not fit them.
     """
+    if first.dim() != 4 or first.shape != second.shape:
+        raise ValueError(
+            f"first and second must be [B, H, K, V] of one shape, "
+            f"got {_shape(first)} and {_shape(second)}"
+        )
+    _check_log_decay(log_decay, heads=first.shape[1], device=first.device)
     tokens = torch.as_tensor(num_tokens_second, device=log_decay.device).reshape(-1)
+    if len(tokens) not in (1, len(first)) or tokens.dtype.is_floating_point or (tokens < 0).any():
+        raise ValueError(
+            f"num_tokens_second must be a count >= 0, or one for each of the {len(first)} rows, "
+            f"got {num_tokens_second}"
+        )
     carried = power(log_decay, tokens).mT[..., None, None].to(second.device, second.dtype)
     return carried * first + second
 
@@ -144,10 +159,7 @@ def _run(
         choices = ", ".join(map(repr, ("auto", *names)))
         raise ValueError(f"backend of the {form} form must be one of {choices}, got {backend!r}")
     retention = _BACKENDS[form][names[0] if backend == "auto" else backend]
-    device = q.device.type
-    if not torch.is_autocast_enabled(device):
-        return retention(q, *arguments)
-    with torch.autocast(device, enabled=False):  # The ops choose their own precision.
+    with without_autocast(q.device.type):
         return retention(q, *arguments)
 
 
@@ -176,7 +188,7 @@ def _check(
             raise ValueError(
                 f"{name} must be on q's device {q.device}, got {x.device}; move it there"
             )
-    _check_log_decay(log_decay, q)
+    _check_log_decay(log_decay, heads=q.shape[2], device=q.device)
     if state is not None:
         expected = (q.shape[0], q.shape[2], q.shape[3], v.shape[3])
         if state.shape != expected:
@@ -195,16 +207,16 @@ def _check(
         )
 
 
-def _check_log_decay(log_decay: Tensor, q: Tensor) -> None:
-    if log_decay.shape != q.shape[2:3]:
-        raise ValueError(f"log_decay must be [H] = [{q.shape[2]}], got {_shape(log_decay)}")
+def _check_log_decay(log_decay: Tensor, *, heads: int, device: torch.device) -> None:
+    if log_decay.shape != (heads,):
+        raise ValueError(f"log_decay must be [H] = [{heads}], got {_shape(log_decay)}")
     if log_decay.dtype not in (torch.float32, torch.float64):
         raise ValueError(
             f"log_decay must be fp32 or fp64, got {log_decay.dtype}, where slow heads never forget"
         )
-    if log_decay.device.type not in ("cpu", q.device.type):
+    if log_decay.device.type not in ("cpu", device.type):
         raise ValueError(
-            f"log_decay must be on q's device {q.device} or the CPU, got {log_decay.device}"
+            f"log_decay must be on the device {device} or the CPU, got {log_decay.device}"
         )
     low, high = (float(x) for x in log_decay.detach().aminmax())
     if not high <= 0:

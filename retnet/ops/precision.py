@@ -1,6 +1,7 @@
 """Which arithmetic a device is fast at."""
 
 import functools
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -29,3 +30,11 @@ def cpu_has_fast_bf16() -> bool:
     if features.get("amx_bf16", False):
         return True
     return features.get("avx512_bf16", False) and "AMD" in features.get("cpu_name", "")
+
+
+def without_autocast(device_type: str) -> AbstractContextManager[None]:
+    """Inside, products keep the dtype they are given: retention chooses its own precision."""
+    available = torch.amp.is_autocast_available(device_type)
+    if not available or not torch.is_autocast_enabled(device_type):
+        return nullcontext()
+    return torch.autocast(device_type, enabled=False)

@@ -43,7 +43,7 @@ def retention_parallel(
     segment_ids: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Eq. 5: (Q K^T . D) V, plus what the incoming state adds to it. O(T^2) time and memory."""
-    Q, K, V, S = _prepare(q, k, v, state)
+    Q, K, V, S, log_decay = _prepare(q, k, v, state, log_decay)
     run = segment_runs(segment_ids, q)
     T = Q.shape[2]
     n = torch.arange(T, device=q.device)
@@ -71,7 +71,7 @@ def retention_recurrent(
     segment_ids: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Eq. 6: S_n = gamma S_{n-1} + K_n^T V_n and o_n = Q_n S_n. O(T) time, one state of memory."""
-    Q, K, V, S = _prepare(q, k, v, state)
+    Q, K, V, S, log_decay = _prepare(q, k, v, state, log_decay)
     gamma = power(log_decay, 1).to(Q.dtype)[:, None, None]
     starts = None if segment_ids is None else pad(segment_ids.diff(dim=1), (1, 0)).ne(0)
     outs = [V[:, :, :0]]
@@ -96,7 +96,7 @@ def retention_chunkwise(
 
     out_i = (Q_i K_i^T . D) V_i + (Q_i R_{i-1}) . xi and R_i = K_i^T (V_i . zeta) + gamma^B R_{i-1}
     """
-    Q, K, V, R = _prepare(q, k, v, state)
+    Q, K, V, R, log_decay = _prepare(q, k, v, state, log_decay)
     run = segment_runs(segment_ids, q)
     run_before = run.new_zeros(len(run), 1)
     outs = [V[:, :, :0]]
@@ -118,11 +118,11 @@ def retention_chunkwise(
 
 
 def _prepare(
-    q: Tensor, k: Tensor, v: Tensor, state: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Q, K, V as [B, H, T, .] and the state S or R, all in the accumulation dtype."""
+    q: Tensor, k: Tensor, v: Tensor, state: Tensor | None, log_decay: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Q, K, V [B, H, T, .] and the state in the accumulation dtype; log_decay on their device."""
     dtype = accumulation_dtype(v.dtype)
     Q, K, V = (x.to(dtype).transpose(1, 2) for x in (q, k, v))
     if state is None:
         state = K.new_zeros(*K.shape[:2], K.shape[3], V.shape[3])
-    return Q, K, V, state.to(dtype)
+    return Q, K, V, state.to(dtype), log_decay.to(q.device)

@@ -2,14 +2,14 @@
 
 With a chunk's tokens counted j = 0..C-1, the decay is folded into queries and keys once,
 
-    q'_j = gamma^(j+1) q_j    k'_j = gamma^-(j+1) k_j    so that q'_i . k'_j = gamma^(i-j) q_i . k_j
+    q'_j = gamma^j q_j    k'_j = gamma^-j k_j    so that q'_i . k'_j = gamma^(i-j) q_i . k_j
 
-and what is left of Eq. 7 has no decay mask, and one factor a chunk:
+and what is left of Eq. 7 has no decay mask, only factors of whole states:
 
-    out = tril(Q' K'^T) V + Q' S        S_next = gamma^C (S + K'^T V).
+    out = tril(Q' K'^T) V + Q' (gamma S)        S_next = gamma^(C-1) (gamma S + K'^T V).
 
-gamma^-C must stay in range: `safe_chunk_size` shortens chunks where a head forgets too fast for the
-size asked.
+gamma^-(C-1) must stay in range: `safe_chunk_size` shortens chunks where a head forgets too fast for
+the size asked. A chunk of one token folds nothing, and so suits every decay.
 
 The work goes through spans of some rows and some consecutive chunks, small enough on a CPU that
 everything between reading q, k, v and writing the result stays in the cache. A span packs its
@@ -25,18 +25,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from retnet.ops.precision import matmul_dtype
+from retnet.ops.precision import matmul_dtype, without_autocast
 from retnet.ops.reference import accumulation_dtype, power, segment_runs
 
-# The largest gamma^-C folded into keys. Scaling costs range, not precision, and 2^40 leaves
-# products of queries, keys and gradients a factor of 1e26 before fp32 and bf16 overflow.
-LARGEST_FOLD_LOG = 40 * math.log(2)
+# The largest gamma^-(C-1) folded into keys. Scaling costs range, not precision, and 2^40 leaves
+# products of queries, keys and gradients a factor of 1e26 before fp32 and bf16 overflow. fp16 ends
+# at 2^16, and at 2^-14 below.
+LARGEST_FOLD, LARGEST_FOLD_FP16 = 2.0**40, 2.0**6
 
 # Numbers in a span's largest buffer: of one row, and in all. On a CPU a few such buffers fill a
 # core's cache; elsewhere fewer launches matter more. Only the limit for one row orders the sums, so
-# that a row's result does not depend on how many rows are beside it.
+# that a row's bits do not depend on how many rows are beside it (except that torch computes a batch
+# of a single product, of one row, head and chunk, in another order).
 ROW_NUMBERS, SPAN_NUMBERS = 2**18, 2**19
 DEVICE_ROW_NUMBERS, DEVICE_SPAN_NUMBERS = 2**24, 2**28
 
@@ -51,21 +52,27 @@ def retention_chunkwise(
     chunk_size: int,
 ) -> tuple[Tensor, Tensor]:
     """Eq. 7, as `retnet.ops.retention_chunkwise`; unchecked, and no gradient of log_decay."""
-    batch, _, heads, key_size = q.shape
+    if log_decay.requires_grad:
+        raise ValueError(
+            "log_decay must not require a gradient on the 'torch' backend, which has none for it; "
+            "detach it, or pass backend='reference'"
+        )
+    batch, tokens, heads, key_size = q.shape
     if state is None:
         state = q.new_zeros(batch, heads, key_size, v.shape[3], dtype=accumulation_dtype(v.dtype))
     runs = None if segment_ids is None else segment_runs(segment_ids, q)
-    decay = log_decay.detach().cpu()
-    chunk = safe_chunk_size(decay, min(chunk_size, max(1, q.shape[1])))
+    decay = log_decay.cpu()
+    chunk = safe_chunk_size(decay, min(chunk_size, max(1, tokens)), matmul_dtype(v))
     return _ChunkwiseRetention.apply(  # type: ignore[no-untyped-call]
         q, k, v, state, decay, runs, chunk
     )
 
 
-def safe_chunk_size(log_decay: Tensor, chunk_size: int) -> int:
-    """The first of chunk_size, chunk_size / 2, ... with gamma^-C in range for every head."""
+def safe_chunk_size(log_decay: Tensor, chunk_size: int, dtype: torch.dtype) -> int:
+    """The first C of chunk_size, chunk_size / 2, ... whose gamma^-(C-1) is in range of dtype."""
+    largest = math.log(LARGEST_FOLD_FP16 if dtype == torch.float16 else LARGEST_FOLD)
     fastest = -float(log_decay.min())
-    while chunk_size > 1 and fastest * chunk_size > LARGEST_FOLD_LOG:
+    while fastest * (chunk_size - 1) > largest:
         chunk_size //= 2
     return chunk_size
 
@@ -98,10 +105,13 @@ class _ChunkwiseRetention(torch.autograd.Function):
         return out, last_state
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_out: Tensor, grad_state: Tensor) -> tuple[Tensor | None, ...]:
-        # Autocast, where it is on, would send the fp32 products through bf16.
-        with torch.autocast(grad_out.device.type, enabled=False):
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "retention's 'torch' backend has no second derivatives, which create_graph=True "
+                "asks for; pass backend='reference'"
+            )
+        with without_autocast(grad_out.device.type):
             grads = _backward(
                 *ctx.saved_tensors, grad_out=grad_out, grad_state=grad_state, chunk=ctx.chunk
             )
@@ -160,10 +170,9 @@ class _Buffers:
 class _Span:
     """Consecutive chunks of one length, and their decays.
 
-    to_query, to_key: [H, 1, C, 1] in the products' dtype, gamma^(j+1) and gamma^-(j+1)
-    scan: [H, n+1, n+1] in the state's dtype: row i < n gives the state before chunk i, row n the
-        one after the span, as sums over the state before the span (column 0) and each chunk's K'^T
-        V (columns 1..n)
+    to_query, to_key: [H, 1, C, 1] in the products' dtype, gamma^j and gamma^-j
+    scan: [H, n+1, n+1] in the state's dtype: row i < n gives gamma S before chunk i, row n gives S
+        after the span, as sums over S before the span (column 0) and each K'^T V (columns 1..n)
     """
 
     start: int
@@ -277,7 +286,7 @@ class _Tiles:
         return x if self.masks is None else x * self.masks.enter
 
     def states(self, carried: Tensor) -> tuple[Tensor, Tensor]:
-        """The state before each chunk [G, K, V] and after the span, given that before it."""
+        """gamma S before each chunk [G, K, V] and S after the span, given S before it."""
         updates = self._by_chunk(
             self.buffers.product("updates", self.k.mT, self.that_enter(self.v)), carried
         )
@@ -369,14 +378,16 @@ def _spans(v: Tensor, decay: Tensor, chunk: int, num_chunks: int) -> Iterator[_S
 
 
 def _decays(v: Tensor, decay: Tensor, num_chunks: int, chunk: int) -> tuple[Tensor, Tensor, Tensor]:
-    """to_query, to_key and scan of a span; scan[i, m] = gamma^((i - m + 1) C) for 0 < m <= i."""
-    position = torch.arange(1, chunk + 1)
+    """to_query, to_key and scan of a span."""
+    position = torch.arange(chunk)
     to_query, to_key = (
         power(decay, exponent)[:, None, :, None] for exponent in (position, -position)
     )
+    # S before chunk i holds S_0 after i chunks, and K'^T V of chunk m after (i - m) C - 1 tokens.
     column = torch.arange(num_chunks + 1)
-    chunks_ago = (column[:, None] - column + column.sign()).clamp(min=0)
-    scan = power(decay, chunk * chunks_ago).tril()
+    tokens_ago = chunk * (column[:, None] - column + column.sign()) - column.sign()
+    tokens_ago[:-1] += 1  # gamma S
+    scan = power(decay, tokens_ago.clamp(min=0)).tril()
     dtype, state_dtype = matmul_dtype(v), accumulation_dtype(v.dtype)
     return to_query.to(v.device, dtype), to_key.to(v.device, dtype), scan.to(v.device, state_dtype)
 

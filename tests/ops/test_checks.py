@@ -66,7 +66,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "log_decay on another device": (
         {"log_decay": torch.zeros(3, device="meta")},
-        r"log_decay must be on q's device cpu or the CPU, got meta",
+        r"log_decay must be on the device cpu or the CPU, got meta",
     ),
     "log_decay of too many heads": (
         {"log_decay": torch.zeros(4)},
