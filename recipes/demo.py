@@ -28,8 +28,7 @@ from retnet.train.config import TrainConfig
 from retnet.train.loop import TrainResult, train
 
 MODEL = preset("tiny")
-# Short windows and small batches: in so short a run many steps count for more than long ones.
-TRAINING = TrainConfig(minutes=3.2, context=256, batch_size=4, learning_rate=4e-3, warmup_steps=100)
+TRAINING = TrainConfig(minutes=3.2)
 SAMPLING = SamplingParams(max_tokens=500, temperature=0.8)
 STDLIB_PROMPT = "def "
 LENGTHS = (1, 1_000, 100_000)
