@@ -82,7 +82,7 @@ def test_the_metrics_tell_the_run(trained: tuple[TrainResult, Path]) -> None:
         assert record["bits_per_byte"] == pytest.approx(record["loss_nats"] / math.log(2))
         assert record["grad_norm"] > 0
         assert record["tokens_per_s"] > 0
-    assert max(record["lr"] for record in training) == pytest.approx(3e-3)
+    assert max(record["lr"] for record in training) == pytest.approx(TrainConfig().learning_rate)
     validation = [record for record in records if record["kind"] == "validation"]
     assert [record["step"] for record in validation] == [20, 40, 60, 80]
     assert [record["whole"] for record in validation] == [False, False, False, True]
@@ -153,7 +153,7 @@ def test_minutes_end_about_in_time(data: Path, tmp_path: Path) -> None:
     assert result.num_steps > 10
     last = [record for record in metrics_of(tmp_path / "run") if record["kind"] == "train"][-1]
     assert last["step"] == result.num_steps
-    assert last["lr"] < 3e-3 / 10
+    assert last["lr"] < TrainConfig().learning_rate / 10
 
 
 def test_bf16_learns_too(data: Path, tmp_path: Path) -> None:
