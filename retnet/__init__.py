@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from retnet.config import PRESETS, ModelConfig, preset
     from retnet.generation import SamplingParams, generate, prefill, sample, step
     from retnet.layers import FeedForward, MultiScaleRetention, RetNetBlock
-    from retnet.model import RetNet, RetNetState, next_token_loss
+    from retnet.model import RetNet, RetNetBackbone, RetNetState, next_token_loss
     from retnet.ops import (
         combine_states,
         retention_chunkwise,
@@ -28,6 +28,7 @@ __all__ = [
     "ModelConfig",
     "MultiScaleRetention",
     "RetNet",
+    "RetNetBackbone",
     "RetNetBlock",
     "RetNetState",
     "SamplingParams",
@@ -51,7 +52,7 @@ _NAMES_OF_MODULE = {
     "retnet.config": ("PRESETS", "ModelConfig", "preset"),
     "retnet.generation": ("SamplingParams", "generate", "prefill", "sample", "step"),
     "retnet.layers": ("FeedForward", "MultiScaleRetention", "RetNetBlock"),
-    "retnet.model": ("RetNet", "RetNetState", "next_token_loss"),
+    "retnet.model": ("RetNet", "RetNetBackbone", "RetNetState", "next_token_loss"),
     "retnet.ops": (
         "combine_states",
         "retention_chunkwise",

@@ -129,7 +129,7 @@ def load_state(path: str | Path, model: RetNet) -> RetNetState:
             f"this one is {expected}); "
             "load it with the model that wrote it"
         )
-    device = model.embed_tokens.weight.device
+    device = model.backbone.embed_tokens.weight.device
     names = [f"layers.{i}" for i in range(model.config.num_layers)]
     missing = [name for name in (*names, "position") if name not in tensors]
     if missing:
@@ -180,8 +180,10 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise CheckpointError(f"there is no file {path}")
     try:
         with safe_open(path, framework="pt") as file:
-            names = list(file.keys())
-            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
+            # Copied out of the mapped file, where they lie unaligned: some products of unaligned
+            # numbers round differently.
+            tensors = {name: file.get_tensor(name).clone() for name in list(file.keys())}
+            return tensors, file.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"{path} is damaged or not safetensors ({error}); restore it or train again"

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from retnet.config import ModelConfig
 from retnet.layers import RetNetBlock, make_norm
 from retnet.ops import retention_chunkwise
-from retnet.position import Retention, make_context, token_positions
+from retnet.position import Retention, TokenContext, make_context, token_positions
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,76 @@ class RetNetState:
         )
 
 
+class RetNetBackbone(nn.Module):
+    """All of a RetNet but its output head: embedding, L blocks, a final norm.
+
+    Attributes:
+        gradient_checkpointing: whether a block's inner values are computed again for its backward
+            pass instead of being kept, in training mode.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model)
+        self.layers = nn.ModuleList(RetNetBlock(config) for _ in range(config.num_layers))
+        self.norm = make_norm(config.norm, config.d_model, config.norm_eps)
+        self.gradient_checkpointing = False
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """The embeddings [B, T, D] of tokens [B, T] int64; ValueError for ids out of range."""
+        try:
+            return self.embed_tokens(tokens)
+        except IndexError as error:
+            raise ValueError(
+                f"tokens must be ids in [0, {self.embed_tokens.num_embeddings}), got "
+                f"{int(tokens.min())} to {int(tokens.max())}; is the tokenizer another model's?"
+            ) from error
+
+    def forward(
+        self,
+        x: Tensor,
+        state: RetNetState | None = None,
+        *,
+        retain: Retention = retention_chunkwise,
+        mask: Tensor | None = None,
+        segment_ids: Tensor | None = None,
+    ) -> tuple[Tensor, RetNetState]:
+        """Embeddings x [B, T, D] to features [B, T, D], and the state after; see
+        `RetNet.features`.
+        """
+        first = None if state is None else state.position
+        positions, after = token_positions(x[..., 0], first, mask, segment_ids)
+        context = make_context(
+            self.config, positions, mask=mask, segment_ids=segment_ids, retain=retain, dtype=x.dtype
+        )
+        states: list[Tensor] = []
+        for layer, before in zip(self.layers, self._layer_states(state, len(x)), strict=True):
+            x, layer_state = self._run(layer, x, context, before)
+            states.append(layer_state)
+        return self.norm(x), RetNetState(tuple(states), after)
+
+    def _run(
+        self, layer: nn.Module, x: Tensor, context: TokenContext, state: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+            return checkpoint(layer, x, context, state, use_reentrant=False)
+        return layer(x, context, state)
+
+    def _layer_states(self, state: RetNetState | None, batch: int) -> Sequence[Tensor | None]:
+        if state is None:
+            return [None] * self.config.num_layers
+        if len(state.layers) != self.config.num_layers or len(state.position) != batch:
+            raise ValueError(
+                f"state must have {self.config.num_layers} layers and {batch} rows, "
+                f"got {len(state.layers)} and "
+                f"{len(state.position)}; it belongs to another model or batch"
+            )
+        return state.layers
+
+
 class RetNet(nn.Module):
-    """The Retentive Network: embedding, L blocks, a final norm, an output head.
+    """The Retentive Network: a backbone and an output head.
 
     Args:
         config: its shape and rules.
@@ -64,9 +133,7 @@ class RetNet(nn.Module):
         device = torch.get_default_device()
         # On the meta device torch's own initialisation costs nothing.
         with torch.device("meta"):
-            self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model)
-            self.layers = nn.ModuleList(RetNetBlock(config) for _ in range(config.num_layers))
-            self.norm = make_norm(config.norm, config.d_model, config.norm_eps)
+            self.backbone = RetNetBackbone(config)
             self.lm_head = None
             if not config.tie_embeddings:
                 self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
@@ -100,21 +167,12 @@ class RetNet(nn.Module):
             [B, T, D] after the final norm, and the state after the last token.
         """
         _check_tokens(tokens, mask, segment_ids)
-        first = None if state is None else state.position
-        positions, after = token_positions(tokens, first, mask, segment_ids)
-        x = self.embed_tokens(tokens)
-        context = make_context(
-            self.config, positions, mask=mask, segment_ids=segment_ids, retain=retain, dtype=x.dtype
-        )
-        states: list[Tensor] = []
-        for layer, before in zip(self.layers, self._layer_states(state, tokens), strict=True):
-            x, layer_state = layer(x, context, before)
-            states.append(layer_state)
-        return self.norm(x), RetNetState(tuple(states), after)
+        x = self.backbone.embed(tokens)
+        return self.backbone(x, state, retain=retain, mask=mask, segment_ids=segment_ids)
 
     def logits(self, features: Tensor) -> Tensor:
         """The scores of each next token: [..., D] -> [..., vocab_size]."""
-        head = self.embed_tokens if self.lm_head is None else self.lm_head
+        head = self.backbone.embed_tokens if self.lm_head is None else self.lm_head
         return F.linear(features, head.weight)
 
     def forward(
@@ -132,21 +190,19 @@ class RetNet(nn.Module):
         )
         return self.logits(features), state
 
-    def _layer_states(self, state: RetNetState | None, tokens: Tensor) -> Sequence[Tensor | None]:
-        if state is None:
-            return [None] * self.config.num_layers
-        if len(state.layers) != self.config.num_layers or len(state.position) != len(tokens):
-            raise ValueError(
-                f"state must have {self.config.num_layers} layers and {len(tokens)} rows, "
-                f"got {len(state.layers)} and "
-                f"{len(state.position)}; it belongs to another model or batch"
-            )
-        return state.layers
+
+def initialise_(model: nn.Module, generator: torch.Generator | None = None) -> None:
+    """Draw the initial weights of a RetNet or of a part of one; see `initialise_parameter_`."""
+    for name, parameter in model.named_parameters():
+        initialise_parameter_(name, parameter, generator)
 
 
-def initialise_(model: RetNet, generator: torch.Generator | None = None) -> None:
-    """Draw the initial weights, as the paper's authors do in their first release (the paper gives
-    no constants).
+@torch.no_grad()
+def initialise_parameter_(
+    name: str, parameter: Tensor, generator: torch.Generator | None = None
+) -> None:
+    """Draw one initial weight by its name in the model, as the paper's authors do in their first
+    release (the paper gives no constants).
 
     | embeddings, output head            | normal, standard deviation D^-0.5 |
     | query, key, value, gate            | Xavier uniform, gain 2^-2.5       |
@@ -154,19 +210,17 @@ def initialise_(model: RetNet, generator: torch.Generator | None = None) -> None
     | feed forward                       | uniform, +- fan_in^-0.5           |
     | norms: weight, bias; other biases  | 1, 0; 0                           |
     """
-    for name, parameter in model.named_parameters():
-        kind = name.split(".")[-2]
-        with torch.no_grad():
-            if parameter.dim() < 2:
-                parameter.fill_(float(kind.endswith("norm") and name.endswith("weight")))
-            elif kind in ("embed_tokens", "lm_head"):
-                parameter.normal_(0, model.config.d_model**-0.5, generator=generator)
-            elif kind in ("up_proj", "gate_proj", "down_proj"):
-                bound = parameter.shape[1] ** -0.5
-                parameter.uniform_(-bound, bound, generator=generator)
-            else:
-                gain = 1.0 if kind == "out_proj" else 2**-2.5
-                nn.init.xavier_uniform_(parameter, gain, generator=generator)
+    kind = name.split(".")[-2]
+    if parameter.dim() < 2:
+        parameter.fill_(float(kind.endswith("norm") and name.endswith("weight")))
+    elif kind in ("up_proj", "gate_proj", "down_proj"):
+        bound = parameter.shape[1] ** -0.5
+        parameter.uniform_(-bound, bound, generator=generator)
+    elif kind in ("q_proj", "k_proj", "v_proj", "g_proj", "out_proj"):
+        gain = 1.0 if kind == "out_proj" else 2**-2.5
+        nn.init.xavier_uniform_(parameter, gain, generator=generator)
+    else:
+        parameter.normal_(0, parameter.shape[1] ** -0.5, generator=generator)
 
 
 def next_token_loss(logits: Tensor, targets: Tensor, *, ignore_index: int = -100) -> Tensor:

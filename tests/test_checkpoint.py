@@ -123,7 +123,9 @@ def test_loaded_weights_may_be_trained_and_saved_over_their_file(tmp_path: Path)
     save_checkpoint(tmp_path, loaded)
     again = load_checkpoint(tmp_path)
     assert_same_model(again, loaded)
-    assert not torch.equal(again.embed_tokens.weight, make_model().embed_tokens.weight)
+    assert not torch.equal(
+        again.backbone.embed_tokens.weight, make_model().backbone.embed_tokens.weight
+    )
 
 
 def test_who_is_reading_the_older_checkpoint_may_go_on(tmp_path: Path) -> None:
@@ -214,7 +216,7 @@ def truncate_weights(num_bytes: int) -> Callable[[Path], None]:
     return lambda directory: os.truncate(directory / WEIGHTS_FILE, num_bytes)
 
 
-NORM, WIDE = "norm.weight", torch.ones(17)
+NORM, WIDE = "backbone.norm.weight", torch.ones(17)
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "no config": (lambda d: (d / CONFIG_FILE).unlink(), "holds no checkpoint: .*no config.json"),
     "no weights": (lambda d: (d / WEIGHTS_FILE).unlink(), "no file .*model.safetensors"),
@@ -247,7 +249,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "fewer layers": (change_config(num_layers=1), r"disagree .*layers.1.*is not of this model"),
     "a missing tensor": (
         change_weights(lambda weights: weights.pop(NORM)),
-        r"disagree \(1\): norm.weight is missing",
+        r"disagree \(1\): backbone.norm.weight is missing",
     ),
     "a tensor too many": (
         change_weights(lambda weights: weights.update(extra=WIDE)),
@@ -255,11 +257,11 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a tensor of another shape": (
         change_weights(lambda weights: weights.update({NORM: WIDE})),
-        r"disagree \(1\): norm.weight is \[17\], expected \[16\]",
+        r"disagree \(1\): backbone.norm.weight is \[17\], expected \[16\]",
     ),
     "a tensor of integers": (
         change_weights(lambda weights: weights.update({NORM: torch.ones(16).long()})),
-        "norm.weight",
+        "backbone.norm.weight",
     ),
 }
 
@@ -335,7 +337,7 @@ def test_state_of_the_model_before_training_is_refused(state_file: Path) -> None
     model = make_model()
     save_state(state_file, model(drawn_tokens(1, 5))[1], model)
     with torch.no_grad():
-        model.layers[1].mixer.k_proj.weight.mul_(1.01)
+        model.backbone.layers[1].mixer.k_proj.weight.mul_(1.01)
     with pytest.raises(CheckpointError, match="state of another model"):
         load_state(state_file, model)
 

@@ -21,7 +21,7 @@ def meta_model(config: ModelConfig) -> RetNet:
 
 def num_matrix_parameters(model: RetNet) -> int:
     """Parameters of the blocks that are matrices: no norms, no embeddings."""
-    return sum(x.numel() for x in model.layers.parameters() if x.dim() == 2)
+    return sum(x.numel() for x in model.backbone.layers.parameters() if x.dim() == 2)
 
 
 @pytest.mark.parametrize("name", PAPER)
@@ -29,7 +29,7 @@ def test_paper_models_have_12_d_squared_parameters_a_layer(name: str) -> None:
     """Section 3.1: 8 d^2 in retention and 4 d^2 in the feed forward, counted in the built model."""
     config = PRESETS[name]
     model = meta_model(config)
-    for layer in model.layers:
+    for layer in model.backbone.layers:
         assert sum(x.numel() for x in layer.parameters() if x.dim() == 2) == 12 * config.d_model**2
     assert num_matrix_parameters(model) == config.num_layers * config.layer_parameters
 
@@ -85,7 +85,7 @@ def test_parameters_and_flops_are_those_of_the_model(feed_forward: str) -> None:
     model = meta_model(config)
     matrices = num_matrix_parameters(model)
     assert config.num_layers * config.layer_parameters == matrices
-    head = model.embed_tokens.weight.numel()
+    head = model.backbone.embed_tokens.weight.numel()
     assert config.flops_per_token == 2 * (matrices + head) + 5 * config.state_numbers
 
 

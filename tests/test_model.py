@@ -331,7 +331,9 @@ def test_a_meta_model_gives_shapes(form: str) -> None:
 def test_the_same_generator_gives_the_same_weights() -> None:
     for mine, theirs in zip(make_model(1).parameters(), make_model(1).parameters(), strict=True):
         assert torch.equal(mine, theirs)
-    assert not torch.equal(make_model(1).embed_tokens.weight, make_model(2).embed_tokens.weight)
+    assert not torch.equal(
+        make_model(1).backbone.embed_tokens.weight, make_model(2).backbone.embed_tokens.weight
+    )
 
 
 def test_drawing_weights_leaves_the_default_generator_alone() -> None:
@@ -360,7 +362,7 @@ def test_initial_weights(feed_forward: str) -> None:
             assert (x == 0).all(), name
         elif "norm" in name:
             assert (x == 1).all(), name
-        elif name in ("embed_tokens.weight", "lm_head.weight"):
+        elif name in ("backbone.embed_tokens.weight", "lm_head.weight"):
             assert x.std().item() == pytest.approx(64**-0.5, rel=5 / math.sqrt(2 * x.numel()))
             assert x.abs().max() > 3 * 64**-0.5
         else:
@@ -387,7 +389,7 @@ def test_tied_and_untied_heads() -> None:
     tied, untied = make_model(), make_model(tie_embeddings=False)
     assert "lm_head.weight" not in tied.state_dict()
     features, _ = tied.features(drawn_tokens(1, 4))
-    assert_close(tied.logits(features), features @ tied.embed_tokens.weight.T)
+    assert_close(tied.logits(features), features @ tied.backbone.embed_tokens.weight.T)
     features, _ = untied.features(drawn_tokens(1, 4))
     assert_close(untied.logits(features), features @ untied.lm_head.weight.T)
     assert_close(untied(drawn_tokens(1, 4))[0], untied.logits(features), 0)

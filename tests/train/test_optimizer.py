@@ -19,7 +19,7 @@ def test_only_matrices_decay(tie_embeddings: bool) -> None:
     assert {id(weight) for weight in decayed["params"]} == linear
     every = [*decayed["params"], *others["params"]]
     assert len(every) == len({id(weight) for weight in every}) == len(list(model.parameters()))
-    assert any(weight is model.embed_tokens.weight for weight in others["params"])
+    assert any(weight is model.backbone.embed_tokens.weight for weight in others["params"])
 
 
 def test_settings_arrive() -> None:
