@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeGuard, get_args
 DecayRule = Literal["equation8", "linspace", "wide", "none"]
 ScoreNorm = Literal["none", "decay", "paper"]
 NormKind = Literal["layernorm", "rmsnorm"]
-FeedForwardKind = Literal["gelu", "swiglu"]
+FeedForwardKind = Literal["gelu", "swiglu", "geglu"]
 RotaryPairing = Literal["interleaved", "halves"]
 RotaryFrequencies = Literal["torchscale", "rope"]
 
@@ -48,7 +48,7 @@ class ModelConfig:
         key_size: K; 0 for D / H.
         value_size: V; 0 for 2 K (paper, section 3.1).
         ffn_size: hidden width of the feed forward; 0 for 2 D (gelu) or as many parameters in
-            4/3 D, rounded to a multiple of 8 (swiglu).
+            4/3 D, rounded to a multiple of 8 (swiglu, geglu).
         decay: gamma per head. "equation8": 1 - 2^(-5-h); "linspace": 1 - exp(linspace(log 1/32,
             log 1/512, H)), the rule of the paper's language models; "wide": the same from 1/2, for
             bytes, where the last few tokens matter most; "none": 1; or a list of H gammas in
@@ -62,7 +62,10 @@ class ModelConfig:
         head_norm_eps: its epsilon.
         norm: the norm before each half of a block and after the last block.
         norm_eps: its epsilon.
-        feed_forward: "gelu": gelu(x W1) W2 (Eq. 9); "swiglu": (silu(x W1) . x W3) W2.
+        feed_forward: "gelu": gelu(x W1) W2 (Eq. 9); "swiglu": (silu(x W1) . x W3) W2; "geglu": the
+            same with gelu for silu.
+        ffn_norm: whether a norm stands before W2, over the hidden width.
+        embedding_norm: whether a norm stands between the embedding and the first block.
         bias: whether projections have biases.
         rotary_pairing: whether a rotated pair is (0, 1), (2, 3), ... or (0, K/2), (1, K/2 + 1), ...
         rotary_frequencies: "torchscale": 10000^-(i / (K/2 - 1)); "rope": 10000^-(2i / K).
@@ -85,6 +88,8 @@ class ModelConfig:
     norm: NormKind = "layernorm"
     norm_eps: float = 1e-5
     feed_forward: FeedForwardKind = "gelu"
+    ffn_norm: bool = False
+    embedding_norm: bool = False
     bias: bool = False
     rotary_pairing: RotaryPairing = "interleaved"
     rotary_frequencies: RotaryFrequencies = "torchscale"
@@ -124,6 +129,10 @@ class ModelConfig:
                 continue
             allowed = ", ".join(map(repr, get_args(kind)))
             _require(value in get_args(kind), f"{name} must be one of {allowed}, got {value!r}")
+
+        for name in _SWITCHES:
+            value = getattr(self, name)
+            _require(isinstance(value, bool), f"{name} must be true or false, got {value!r}")
 
     def _check_numbers(self) -> None:
         for name in (
@@ -190,6 +199,8 @@ class ModelConfig:
             _require(key in names, f"unknown model setting {key!r}{nearest(key, names)}")
         return cls(**values)
 
+
+_SWITCHES = ("head_norm_affine", "ffn_norm", "embedding_norm", "bias", "tie_embeddings")
 
 _CHOICES: dict[str, Any] = {
     "decay": DecayRule,

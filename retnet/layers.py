@@ -1,5 +1,7 @@
 """Gated multi-scale retention (Eq. 8), the feed forward, and the block of both (Eq. 9)."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -69,21 +71,35 @@ class MultiScaleRetention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """gelu(x W_1) W_2 (Eq. 9), or its gated form (silu(x W_1) . x W_3) W_2."""
+    """gelu(x W_1) W_2 (Eq. 9), or a gated form: (silu(x W_1) . x W_3) W_2, or gelu for silu.
+
+    With `ffn_norm` there is a norm before W_2.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.up_proj = nn.Linear(config.d_model, config.ffn_size, bias=config.bias)
         self.down_proj = nn.Linear(config.ffn_size, config.d_model, bias=config.bias)
         self.gate_proj = None
-        if config.feed_forward == "swiglu":
+        if config.feed_forward != "gelu":
             self.gate_proj = nn.Linear(config.d_model, config.ffn_size, bias=config.bias)
+        self.activation: Callable[[Tensor], Tensor] = (
+            F.silu if config.feed_forward == "swiglu" else F.gelu
+        )
+        self.inner_norm = None
+        if config.ffn_norm:
+            self.inner_norm = make_norm(config.norm, config.ffn_size, config.norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., D] -> [..., D]."""
+        hidden = self.up_proj(x)
         if self.gate_proj is None:
-            return self.down_proj(F.gelu(self.up_proj(x)))
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+            hidden = self.activation(hidden)
+        else:
+            hidden = self.activation(self.gate_proj(x)) * hidden
+        if self.inner_norm is not None:
+            hidden = self.inner_norm(hidden)
+        return self.down_proj(hidden)
 
 
 class RetNetBlock(nn.Module):

@@ -50,7 +50,7 @@ class RetNetState:
 
 
 class RetNetBackbone(nn.Module):
-    """All of a RetNet but its output head: embedding, L blocks, a final norm.
+    """All of a RetNet but its output head: embedding, perhaps a norm, L blocks, a final norm.
 
     Attributes:
         gradient_checkpointing: whether a block's inner values are computed again for its backward
@@ -61,6 +61,9 @@ class RetNetBackbone(nn.Module):
         super().__init__()
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model)
+        self.embedding_norm = None
+        if config.embedding_norm:
+            self.embedding_norm = make_norm(config.norm, config.d_model, config.norm_eps)
         self.layers = nn.ModuleList(RetNetBlock(config) for _ in range(config.num_layers))
         self.norm = make_norm(config.norm, config.d_model, config.norm_eps)
         self.gradient_checkpointing = False
@@ -92,6 +95,8 @@ class RetNetBackbone(nn.Module):
         context = make_context(
             self.config, positions, mask=mask, segment_ids=segment_ids, retain=retain, dtype=x.dtype
         )
+        if self.embedding_norm is not None:
+            x = self.embedding_norm(x)
         states: list[Tensor] = []
         for layer, before in zip(self.layers, self._layer_states(state, len(x)), strict=True):
             x, layer_state = self._run(layer, x, context, before)

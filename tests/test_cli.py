@@ -331,7 +331,14 @@ def test_inspect_without_decay() -> None:
     assert inspect._tokens_until(0.5, -0.1) == "6.9 tokens"
 
 
-@pytest.mark.parametrize("changes", [{}, {"tie_embeddings": False, "bias": True}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"tie_embeddings": False, "bias": True},
+        {"ffn_norm": True, "embedding_norm": True},
+    ],
+)
 def test_parameters_by_part(changes: dict[str, bool]) -> None:
     config = preset("tiny", feed_forward="swiglu", **changes)
     counts = inspect.parameters_by_part(config)

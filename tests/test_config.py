@@ -78,10 +78,11 @@ def test_state_numbers_are_those_of_a_state(score_norm: str, sizes: dict[str, in
     assert state.num_bytes == 4 * config.state_numbers
 
 
-@pytest.mark.parametrize("feed_forward", ["gelu", "swiglu"])
+@pytest.mark.parametrize("feed_forward", ["gelu", "swiglu", "geglu"])
 def test_parameters_and_flops_are_those_of_the_model(feed_forward: str) -> None:
     """Two operations for each weight that a token meets, five for each number of the state."""
-    config = ModelConfig(feed_forward=feed_forward, value_size=48, ffn_size=100)
+    norms = {"ffn_norm": True, "embedding_norm": True}
+    config = ModelConfig(feed_forward=feed_forward, value_size=48, ffn_size=100, **norms)
     model = meta_model(config)
     matrices = num_matrix_parameters(model)
     assert config.num_layers * config.layer_parameters == matrices
@@ -119,7 +120,9 @@ def test_preset_sizes_follow_what_is_changed() -> None:
         optional={
             "score_norm": st.sampled_from(["none", "decay", "paper"]),
             "head_norm": st.sampled_from(["layernorm", "rmsnorm"]),
-            "feed_forward": st.sampled_from(["gelu", "swiglu"]),
+            "feed_forward": st.sampled_from(["gelu", "swiglu", "geglu"]),
+            "ffn_norm": st.booleans(),
+            "embedding_norm": st.booleans(),
             "rotary_pairing": st.sampled_from(["interleaved", "halves"]),
             "head_norm_eps": st.floats(0, 1e-3),
             "bias": st.booleans(),
@@ -167,6 +170,8 @@ BAD: dict[str, tuple[dict[str, object], str]] = {
     "odd derived keys": ({"d_model": 12, "num_heads": 4}, "key_size must be even .* got 3"),
     "negative epsilon": ({"norm_eps": -1e-5}, "norm_eps must be >= 0, got -1e-05"),
     "epsilon of text": ({"head_norm_eps": "1e-5"}, "head_norm_eps must be .* got '1e-5'"),
+    "a switch of text": ({"ffn_norm": "no"}, "ffn_norm must be true or false, got 'no'"),
+    "a switch of a number": ({"tie_embeddings": 1}, "tie_embeddings must be true or false, got 1"),
     "dropout of one": ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
     "dropout of text": ({"dropout": "0.1"}, "dropout must be .* got '0.1'"),
 }

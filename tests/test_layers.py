@@ -254,19 +254,30 @@ def test_every_configuration_runs_in_every_dtype(
     assert all(x.grad is not None and x.grad.isfinite().all() for x in layer.parameters())
 
 
-def test_feed_forward() -> None:
-    """gelu(x W1) W2 (Eq. 9, the exact gelu), or (silu(x W1) . x W3) W2, with and without biases."""
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("norm", ["layernorm", "rmsnorm"])
+@pytest.mark.parametrize("ffn_norm", [False, True])
+@pytest.mark.parametrize("kind", ["gelu", "swiglu", "geglu"])
+def test_feed_forward(kind: str, ffn_norm: bool, norm: str, bias: bool) -> None:
+    """gelu(x W1) W2 (Eq. 9, the exact gelu), or (silu(x W1) . x W3) W2, or gelu for silu; with a
+    norm before W2 or without."""
+    config = make_config(feed_forward=kind, ffn_norm=ffn_norm, norm=norm, bias=bias, norm_eps=1e-3)
+    layer = randomised(FeedForward(config))
     x = drawn(2, 5, 12)
-    for bias in (False, True):
-        plain = randomised(FeedForward(make_config(bias=bias)))
-        up = plain.up_proj(x)
-        gelu = up * 0.5 * (1 + torch.erf(up / math.sqrt(2)))
-        torch.testing.assert_close(plain(x), plain.down_proj(gelu), rtol=1e-12, atol=1e-13)
-        gated = randomised(FeedForward(make_config(bias=bias, feed_forward="swiglu")))
-        gate = gated.gate_proj(x)
-        expected = gated.down_proj(gate * gate.sigmoid() * gated.up_proj(x))
-        torch.testing.assert_close(gated(x), expected, rtol=1e-12, atol=1e-13)
-        assert (plain.up_proj.bias is not None) == (gated.gate_proj.bias is not None) == bias
+    up = layer.up_proj(x)
+    gate = up if layer.gate_proj is None else layer.gate_proj(x)
+    sigmoid = gate.sigmoid() if kind == "swiglu" else 0.5 * (1 + torch.erf(gate / math.sqrt(2)))
+    hidden = gate * sigmoid * (1 if kind == "gelu" else up)
+    if ffn_norm:
+        weight = layer.inner_norm.weight
+        if norm == "layernorm":
+            bias_term = layer.inner_norm.bias
+            hidden = F.layer_norm(hidden, hidden.shape[-1:], weight, bias_term, eps=1e-3)
+        else:
+            hidden = F.rms_norm(hidden, hidden.shape[-1:], weight, eps=1e-3)
+    torch.testing.assert_close(layer(x), layer.down_proj(hidden), rtol=1e-12, atol=1e-13)
+    assert (layer.gate_proj is None) == (kind == "gelu")
+    assert (layer.up_proj.bias is not None) == bias
 
 
 @pytest.mark.parametrize("norm", ["layernorm", "rmsnorm"])

@@ -69,6 +69,8 @@ def assert_same_state(actual: RetNetState, expected: RetNetState, tolerance: flo
     head_norm=st.sampled_from(["layernorm", "rmsnorm"]),
     rotary_pairing=st.sampled_from(["interleaved", "halves"]),
     rotary_frequencies=st.sampled_from(["torchscale", "rope"]),
+    feed_forward=st.sampled_from(["gelu", "swiglu", "geglu"]),
+    inner_norms=st.booleans(),
 )
 def test_any_form_may_continue_any_other_at_any_cut(
     score_norm: str,
@@ -77,12 +79,17 @@ def test_any_form_may_continue_any_other_at_any_cut(
     head_norm: str,
     rotary_pairing: str,
     rotary_frequencies: str,
+    feed_forward: str,
+    inner_norms: bool,
 ) -> None:
     model = make_model(
         score_norm=score_norm,
         head_norm=head_norm,
         rotary_pairing=rotary_pairing,
         rotary_frequencies=rotary_frequencies,
+        feed_forward=feed_forward,
+        ffn_norm=inner_norms,
+        embedding_norm=inner_norms,
         head_norm_eps=1e-5,
     )
     tokens = drawn_tokens(2, 20)
@@ -344,7 +351,7 @@ def test_drawing_weights_leaves_the_default_generator_alone() -> None:
     assert torch.equal(torch.rand(1), expected)
 
 
-@pytest.mark.parametrize("feed_forward", ["gelu", "swiglu"])
+@pytest.mark.parametrize("feed_forward", ["gelu", "swiglu", "geglu"])
 def test_initial_weights(feed_forward: str) -> None:
     """Deviations and bounds of the table in `initialise_`, within five standard errors."""
     config = ModelConfig(
@@ -355,6 +362,8 @@ def test_initial_weights(feed_forward: str) -> None:
         feed_forward=feed_forward,
         tie_embeddings=False,
         head_norm_affine=True,
+        ffn_norm=True,
+        embedding_norm=True,
     )
     model = RetNet(config, generator=torch.Generator().manual_seed(0))
     for name, x in model.named_parameters():
@@ -400,6 +409,20 @@ def test_the_last_features_are_normalised() -> None:
     features, _ = make_model(norm_eps=0.0).features(drawn_tokens(2, 5))
     assert_close(features.mean(dim=-1) + 1, torch.ones(2, 5).double())
     assert_close(features.var(dim=-1, correction=0), torch.ones(2, 5).double())
+
+
+@pytest.mark.parametrize("norm", ["layernorm", "rmsnorm"])
+def test_embedding_norm_comes_before_the_first_block(norm: str) -> None:
+    """On embeddings that a caller brings, too: it belongs to the backbone."""
+    model = make_model(embedding_norm=True, norm=norm)
+    without = make_model(norm=norm)
+    without.load_state_dict(model.state_dict(), strict=False)
+    embeddings = model.backbone.embed(drawn_tokens(2, 5))
+    normed = model.backbone.embedding_norm(embeddings)
+    assert_close(normed.square().mean(dim=-1), torch.ones(2, 5).double(), 1e-3)
+    expected, _ = without.backbone(normed)
+    assert_close(model.backbone(embeddings)[0], expected, 0)
+    assert_close(model.features(drawn_tokens(2, 5))[0], expected, 0)
 
 
 def test_model_has_no_buffers() -> None:
