@@ -1,6 +1,7 @@
 """What is on the disk comes back bit for bit, or not at all; what was there before is not lost."""
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,10 +16,12 @@ from torch import Tensor
 
 from retnet.checkpoint import (
     CONFIG_FILE,
+    INDEX_FILE,
     WEIGHTS_FILE,
     CheckpointError,
     load_checkpoint,
     load_state,
+    read_config,
     save_checkpoint,
     save_state,
 )
@@ -79,6 +82,7 @@ def files_in(directory: Path) -> dict[str, bytes]:
         {},
         {"tie_embeddings": False, "bias": True, "head_norm_affine": True},
         {"decay": (0.5, 1.0), "score_norm": "paper", "feed_forward": "swiglu", "norm": "rmsnorm"},
+        {"feed_forward": "geglu", "ffn_norm": True, "embedding_norm": True},
     ],
     ids=str,
 )
@@ -216,6 +220,16 @@ def truncate_weights(num_bytes: int) -> Callable[[Path], None]:
     return lambda directory: os.truncate(directory / WEIGHTS_FILE, num_bytes)
 
 
+def write_index(directory: Path, weight_map: dict[str, str]) -> None:
+    (directory / INDEX_FILE).write_text(json.dumps({"weight_map": weight_map}))
+
+
+def without_prefix(weights: dict[str, Tensor]) -> None:
+    for name in list(weights):
+        weights[name.removeprefix("backbone.")] = weights.pop(name)
+
+
+HEAD = "lm_head.weight"
 NORM, WIDE = "backbone.norm.weight", torch.ones(17)
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "no config": (lambda d: (d / CONFIG_FILE).unlink(), "holds no checkpoint: .*no config.json"),
@@ -231,7 +245,8 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         change_config(model_type="llama"),
         "not of this project: expected model_type 'retentive'",
     ),
-    "config that is no object": (write_config(b"[]"), "expected model_type"),
+    "config that is no object": (write_config(b"[]"), "expected fields by name"),
+    "config of nothing": (write_config(b"{}"), "expected model_type"),
     "config that is no JSON": (write_config(b"{"), "can't be read as JSON"),
     "empty config": (write_config(b""), "can't be read as JSON"),
     "config that is no text": (write_config(b"\xff\xfe"), "can't be read as JSON"),
@@ -261,7 +276,47 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a tensor of integers": (
         change_weights(lambda weights: weights.update({NORM: torch.ones(16).long()})),
-        "backbone.norm.weight",
+        r"disagree \(1\): backbone.norm.weight is torch.int64, expected a float dtype",
+    ),
+    "weights that are not numbers": (
+        change_weights(lambda weights: weights[NORM].fill_(math.nan)),
+        r"disagree \(1\): backbone.norm.weight holds NaN or infinity",
+    ),
+    "an infinite weight": (
+        change_weights(lambda weights: weights[NORM].select(0, 3).fill_(-math.inf)),
+        "backbone.norm.weight holds NaN or infinity",
+    ),
+    "a head that is not the embedding": (
+        change_weights(lambda weights: weights.update({HEAD: torch.ones(259, 16)})),
+        "lm_head.weight is not the embedding, and config.json says tie_embeddings",
+    ),
+    "no head": (
+        change_config(tie_embeddings=False),
+        "those of a model without its output head .* save the whole model",
+    ),
+    "a backbone alone": (
+        change_weights(without_prefix),
+        "those of a model without its output head .* save the whole model",
+    ),
+    "an index of nothing": (
+        lambda d: (d / WEIGHTS_FILE).rename(d / "other") and write_index(d, {}),
+        "disagree",
+    ),
+    "an index that is none": (
+        lambda d: (d / WEIGHTS_FILE).rename(d / "other") and (d / INDEX_FILE).write_text("[]"),
+        "is no index of shards: expected files under 'weight_map'",
+    ),
+    "an index of a file elsewhere": (
+        lambda d: (d / WEIGHTS_FILE).rename(d / "other") and write_index(d, {NORM: "../other"}),
+        "names '../other', expected a file in the same directory",
+    ),
+    "an index of a file that is not there": (
+        lambda d: (d / WEIGHTS_FILE).rename(d / "other") and write_index(d, {NORM: "one"}),
+        "there is no file .*one",
+    ),
+    "an index of a tensor that is not there": (
+        lambda d: (d / WEIGHTS_FILE).rename(d / "other") and write_index(d, {"x": "other"}),
+        "lists x, which is in none of its files",
     ),
 }
 
@@ -281,6 +336,66 @@ def test_broken_checkpoint(tmp_path: Path, broken: str) -> None:
 def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"nowhere holds no checkpoint"):
         load_checkpoint(tmp_path / "nowhere")
+
+
+# What others write into a directory of ours
+
+
+def test_a_tied_head_that_is_stored_too(tmp_path: Path) -> None:
+    model = make_model()
+    save_checkpoint(tmp_path, model)
+    weights = load_file(tmp_path / WEIGHTS_FILE)
+    weights[HEAD] = weights["backbone.embed_tokens.weight"].clone()
+    save_file(weights, tmp_path / WEIGHTS_FILE)
+    assert_same_model(load_checkpoint(tmp_path), model)
+
+
+def test_weights_in_several_files(tmp_path: Path) -> None:
+    model = make_model()
+    save_checkpoint(tmp_path, model)
+    weights = load_file(tmp_path / WEIGHTS_FILE)
+    (tmp_path / WEIGHTS_FILE).unlink()
+    names = {name: f"model-{place % 3}.safetensors" for place, name in enumerate(weights)}
+    for file in set(names.values()):
+        part = {name: weights[name] for name, home in names.items() if home == file}
+        save_file(part, tmp_path / file)
+    write_index(tmp_path, names)
+    assert_same_model(load_checkpoint(tmp_path), model)
+
+
+def test_config_names_the_class_and_the_tokens(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, make_model(), ByteTokenizer())
+    config = json.loads((tmp_path / CONFIG_FILE).read_text())
+    assert config["architectures"] == ["RetNetForCausalLM"]
+    assert [config[f"{name}_token_id"] for name in ("pad", "bos", "eos")] == [0, 1, 2]
+    assert read_config(tmp_path) == make_model().config
+
+
+def test_what_transformers_adds_to_a_config(tmp_path: Path) -> None:
+    """Where it wrote the file, its own fields are left alone; elsewhere they are mistakes."""
+    model = make_model()
+    save_checkpoint(tmp_path, model)
+    change_config(use_cache=True, dtype="float32", chunk_size=64)(tmp_path)
+    with pytest.raises(CheckpointError, match="unknown model setting 'use_cache'"):
+        load_checkpoint(tmp_path)
+    change_config(transformers_version="5.23.0")(tmp_path)
+    assert_same_model(load_checkpoint(tmp_path), model)
+
+
+@pytest.mark.parametrize(
+    ("fields", "layout"),
+    [
+        ({"decoder_embed_dim": 8, "decoder_retention_heads": 2}, "torchscale"),
+        ({"decoder_embed_dim": 8, "decoder_retention_heads": 2, "use_glu": True}, "syncdoth"),
+        ({"hidden_size": 8, "expand_k": 1, "expand_v": 2, "num_hidden_layers": 2}, "fla"),
+    ],
+)
+def test_a_model_that_can_be_converted(tmp_path: Path, fields: dict[str, Any], layout: str) -> None:
+    """The error says how."""
+    save_checkpoint(tmp_path, make_model())
+    (tmp_path / CONFIG_FILE).write_text(json.dumps({"model_type": "retnet", **fields}))
+    with pytest.raises(CheckpointError, match=f"retnet convert --from {layout} SRC DST"):
+        load_checkpoint(tmp_path)
 
 
 # States

@@ -1,0 +1,29 @@
+"""Models and states on disk: safetensors and JSON. Other projects' models, in and out."""
+
+from retnet.checkpoint.files import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, CheckpointError
+from retnet.checkpoint.native import (
+    MODEL_TYPE,
+    SavesItself,
+    load_checkpoint,
+    read_config,
+    refuse_other_model,
+    save_checkpoint,
+)
+from retnet.checkpoint.state import STATE_FORMAT, fingerprint, load_state, save_state
+
+__all__ = [
+    "CONFIG_FILE",
+    "INDEX_FILE",
+    "MODEL_TYPE",
+    "STATE_FORMAT",
+    "WEIGHTS_FILE",
+    "CheckpointError",
+    "SavesItself",
+    "fingerprint",
+    "load_checkpoint",
+    "load_state",
+    "read_config",
+    "refuse_other_model",
+    "save_checkpoint",
+    "save_state",
+]
