@@ -6,7 +6,7 @@ Imports nothing heavy, so that a command line can describe itself at once.
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from math import isfinite
+from math import isfinite, prod
 from typing import Any, Literal, TypeGuard, get_args
 
 DecayRule = Literal["equation8", "linspace", "wide", "none"]
@@ -176,10 +176,14 @@ class ModelConfig:
         return self.d_model * (2 * keys + 3 * values + matrices * self.ffn_size)
 
     @property
+    def state_shape(self) -> tuple[int, int, int]:
+        """[H, K, V] of one layer's recurrent state for one sequence, as the layer keeps it."""
+        return self.num_heads, self.key_size, self.value_size + (self.score_norm == "paper")
+
+    @property
     def state_numbers(self) -> int:
         """Numbers in the recurrent state of one sequence, all layers together; each is 4 bytes."""
-        value_columns = self.value_size + (self.score_norm == "paper")
-        return self.num_layers * self.num_heads * self.key_size * value_columns
+        return self.num_layers * prod(self.state_shape)
 
     @property
     def flops_per_token(self) -> int:

@@ -1,0 +1,385 @@
+"""RetNet's classes for Transformers: a backbone of `retnet.model`, and a head.
+
+No `from __future__ import annotations` here: Transformers reads the annotations themselves.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers.generation.configuration_utils import GenerationMode
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPast,
+    CausalLMOutputWithPast,
+    SequenceClassifierOutputWithPast,
+)
+from transformers.utils.generic import can_return_tuple
+
+from retnet.hf.cache import RetNetCache
+from retnet.hf.configuration import RetNetConfig
+from retnet.hf.inputs import past_state, read_padding, read_segments
+from retnet.model import RetNet, RetNetBackbone, initialise_parameter_
+from retnet.ops import retention_chunkwise, retention_recurrent
+from retnet.position import Retention
+
+
+class _Features(NamedTuple):
+    """What the backbone made of a call.
+
+    features: [B, T, D]
+    cache: the cache that goes on from here, or None.
+    hidden_states: L + 1 tensors [B, T, D], what each block was given and the features, or None.
+    """
+
+    features: Tensor
+    cache: RetNetCache | None
+    hidden_states: tuple[Tensor, ...] | None
+
+
+class RetNetPreTrainedModel(PreTrainedModel):
+    """What RetNet's classes share: the backbone, and how a call of Transformers becomes one of its.
+
+    Their arguments, where a class has them:
+
+    input_ids: [B, T] int64, or inputs_embeds [B, T, D] instead.
+    attention_mask: [B, T] or [B, columns read before + T], 1 for tokens and 0 for padding: on the
+        left, or on the right where no cache is kept.
+    position_ids: [B, T] or [1, T]; where they begin again at 0, another document does.
+    seq_idx: [B, T], the number of the document that each token of a packed row belongs to.
+    past_key_values: a `RetNetCache`; changed by the call, as caches of Transformers are.
+    use_cache: whether to hand out a cache. By default as the configuration says, but not in
+        training, nor with padding on the right, whose state would be of no use.
+    output_hidden_states: whether to return what each block was given, and the features.
+    """
+
+    config_class = RetNetConfig
+    config: RetNetConfig
+    base_model_prefix = "backbone"
+    supports_gradient_checkpointing = True
+    _is_stateful = True  # refuses assisted decoding, which would have to take tokens back
+    _no_split_modules = ["RetNetBlock"]
+    _skip_keys_device_placement = ["past_key_values"]
+
+    def __init__(self, config: RetNetConfig) -> None:
+        super().__init__(config)
+        self.backbone = RetNetBackbone(config.to_model_config())
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The embedding."""
+        return self.backbone.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the embedding."""
+        assert isinstance(value, nn.Embedding)
+        self.backbone.embed_tokens = value
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+        """As in Transformers, but a checkpoint whose backbone is not whole is a ValueError."""
+        loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        model, info = loaded
+        model._refuse_broken_weights(info)
+        return (model, info) if output_loading_info else model
+
+    def _refuse_broken_weights(self, info: dict[str, Any]) -> None:
+        """ValueError where weights are missing, not of this model, or not finite."""
+        prefix = f"{self.base_model_prefix}."
+        problems = [f"{n} is missing" for n in info["missing_keys"] if n.startswith(prefix)]
+        problems += [
+            f"{n} is not of this model" for n in info["unexpected_keys"] if n.startswith(prefix)
+        ]
+        problems += [
+            f"{name} is not finite"
+            for name, weight in self.named_parameters()
+            if type(weight) is nn.Parameter and not weight.is_meta and not weight.isfinite().all()
+        ]
+        if problems:
+            listed = "; ".join(sorted(problems)[:3])
+            raise ValueError(
+                f"{self.name_or_path}: the weights are not a whole model's ({len(problems)}): "
+                f"{listed}; save it again, or `retnet convert` it if another project wrote it"
+            )
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Draw the weights that were not loaded, by the core's rule, which goes by names."""
+        names = {each: name for name, each in self.named_modules()}
+        name = names.get(module, "embed_tokens")  # new embeddings are not in the model yet
+        for kind, parameter in module.named_parameters(recurse=False):
+            if not getattr(parameter, "_is_hf_initialized", False):
+                initialise_parameter_(f"{name}.{kind}", parameter)
+
+    def _features(
+        self,
+        input_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        *,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        seq_idx: Tensor | None,
+        past_key_values: RetNetCache | None,
+        use_cache: bool | None,
+        output_hidden_states: bool | None,
+    ) -> _Features:
+        x = self._embedded(input_ids, inputs_embeds)
+        padding = read_padding(attention_mask, x.shape[1])
+        state = past_state(past_key_values, padding, len(x), self.config)
+        segments = read_segments(seq_idx, position_ids, padding, state)
+        if use_cache is None:
+            use_cache = self.config.use_cache and not self.training and not padding.is_right
+        if padding.is_right and (use_cache or state is not None):
+            raise ValueError(
+                "attention_mask must pad on the left where a cache is kept, got padding on the "
+                "right, which the state would take for the past; set padding_side='left' on the "
+                "tokenizer, or pass use_cache=False"
+            )
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        with _collected_inputs(self.backbone.layers, bool(output_hidden_states)) as collected:
+            features, state = self.backbone(
+                x,
+                state,
+                retain=self._form(x.shape[1]),
+                mask=padding.mask,
+                segment_ids=None if segments is None else segments.expand(x.shape[:2]),
+            )
+        cache = None
+        if use_cache:
+            cache = RetNetCache(self.config) if past_key_values is None else past_key_values
+            cache.set_state(state, cache.get_seq_length() + x.shape[1])
+        return _Features(features, cache, (*collected, features) if output_hidden_states else None)
+
+    def _embedded(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+        if input_ids is not None and inputs_embeds is None:
+            return self.backbone.embed(input_ids)
+        if inputs_embeds is not None and input_ids is None:
+            return inputs_embeds
+        raise ValueError("pass one of input_ids and inputs_embeds, got both or neither")
+
+    def _form(self, num_tokens: int) -> Retention:
+        """The form of retention for so many tokens."""
+        if num_tokens == 1:
+            return retention_recurrent
+        return partial(retention_chunkwise, chunk_size=self.config.chunk_size)
+
+
+class RetNetModel(RetNetPreTrainedModel):
+    """RetNet without a head; see `RetNetPreTrainedModel` for the arguments."""
+
+    def __init__(self, config: RetNetConfig) -> None:
+        super().__init__(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: RetNetCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        seq_idx: Tensor | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """The features [B, T, D] after the final norm, as `last_hidden_state`."""
+        read = self._features(
+            input_ids,
+            inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            seq_idx=seq_idx,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            output_hidden_states=output_hidden_states,
+        )
+        return BaseModelOutputWithPast(
+            last_hidden_state=read.features,
+            past_key_values=read.cache,
+            hidden_states=read.hidden_states,
+        )
+
+
+class RetNetForCausalLM(RetNetPreTrainedModel, GenerationMixin):
+    """RetNet as a language model; see `RetNetPreTrainedModel` for the arguments."""
+
+    _tied_weights_keys = {"lm_head.weight": "backbone.embed_tokens.weight"}
+
+    def __init__(self, config: RetNetConfig) -> None:
+        super().__init__(config)
+        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.post_init()
+
+    @classmethod
+    def from_retnet(cls, model: RetNet) -> Self:
+        """The same model for Transformers. The two share their weights."""
+        with torch.device("meta"):
+            adapter = cls(RetNetConfig.from_model_config(model.config))
+        adapter.backbone = model.backbone
+        if model.lm_head is None:
+            adapter.lm_head.weight = model.backbone.embed_tokens.weight
+        else:
+            adapter.lm_head = model.lm_head
+        return adapter.train(model.training)
+
+    def to_retnet(self) -> RetNet:
+        """The same model as `retnet.generate` and the rest of this project take it. The two share
+        their weights.
+        """
+        with torch.device("meta"):
+            model = RetNet(self.config.to_model_config())
+        model.backbone = self.backbone
+        if model.lm_head is not None:
+            model.lm_head = self.lm_head
+        return model.train(self.training)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: RetNetCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        seq_idx: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """The scores of each next token, `logits` [B, T, vocab_size], and the `loss` given labels.
+
+        labels: [B, T], the ids themselves (they are shifted here), -100 for those left out.
+        logits_to_keep: only the scores after the last so many tokens, or after those of these
+            indices; 0 for all.
+        """
+        read = self._features(
+            input_ids,
+            inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            seq_idx=seq_idx,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            output_hidden_states=output_hidden_states,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(read.features[:, kept])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(
+                logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs
+            )
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=read.cache,
+            hidden_states=read.hidden_states,
+        )
+
+    def _prepare_cache_for_generation(
+        self,
+        generation_config: GenerationConfig,
+        model_kwargs: dict[str, Any],
+        generation_mode: GenerationMode,
+        batch_size: int,
+        max_cache_length: int,
+    ) -> bool:
+        """Give `generate` a cache of ours, where it would make one of keys and values."""
+        if generation_config.cache_implementation is not None:
+            raise ValueError(
+                f"cache_implementation must be left out for a RetNet, got "
+                f"{generation_config.cache_implementation!r}: its state has one size and one kind"
+            )
+        if model_kwargs.get("past_key_values") is None and generation_config.use_cache:
+            model_kwargs["past_key_values"] = RetNetCache(self.config)
+        return False
+
+
+class RetNetForSequenceClassification(RetNetPreTrainedModel):
+    """RetNet with a linear score of each row's last token; see `RetNetPreTrainedModel`."""
+
+    def __init__(self, config: RetNetConfig) -> None:
+        super().__init__(config)
+        self.score = nn.Linear(config.d_model, len(config.id2label or ()), bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: RetNetCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs: Any,
+    ) -> SequenceClassifierOutputWithPast:
+        """`logits` [B, num_labels], and the `loss` given labels.
+
+        The last token is that of attention_mask; without one, of input_ids other than padding;
+        else the last column.
+        labels: [B] class numbers, [B] or [B, num_labels] numbers for a regression, [B, num_labels]
+            for several labels at once (`config.problem_type`).
+        """
+        read = self._features(
+            input_ids,
+            inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            seq_idx=None,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            output_hidden_states=output_hidden_states,
+        )
+        last = self._last_tokens(read.features, input_ids, attention_mask)
+        rows = torch.arange(len(last), device=last.device)
+        logits = self.score(read.features[rows, last])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(
+                logits=logits, labels=labels, pooled_logits=logits, config=self.config
+            )
+        return SequenceClassifierOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=read.cache,
+            hidden_states=read.hidden_states,
+        )
+
+    def _last_tokens(
+        self, features: Tensor, input_ids: Tensor | None, attention_mask: Tensor | None
+    ) -> Tensor:
+        """The column of each row's last token, [B] int64."""
+        batch, length = features.shape[:2]
+        columns = torch.arange(length, device=features.device)
+        if attention_mask is not None:
+            is_token = attention_mask[:, -length:].bool()
+        elif input_ids is not None and self.config.pad_token_id is not None:
+            is_token = input_ids != self.config.pad_token_id
+        else:
+            return columns[-1:].expand(batch)
+        return (columns * is_token).argmax(dim=1)
+
+
+@contextmanager
+def _collected_inputs(layers: nn.ModuleList, wanted: bool) -> Iterator[list[Tensor]]:
+    """Inside, what each layer is given first is put into the list, where that is wanted."""
+    collected: list[Tensor] = []
+    hooks = [
+        layer.register_forward_pre_hook(lambda _, args: collected.append(args[0]))
+        for layer in (layers if wanted else ())
+    ]
+    try:
+        yield collected
+    finally:
+        for hook in hooks:
+            hook.remove()
