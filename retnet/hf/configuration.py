@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from transformers import PreTrainedConfig
 
-from retnet.checkpoint import MODEL_TYPE
+from retnet.checkpoint import MODEL_TYPE, refuse_other_model
 from retnet.config import ModelConfig
 
 _MODEL_FIELDS = tuple(field.name for field in fields(ModelConfig))
@@ -52,6 +52,8 @@ class RetNetConfig(PreTrainedConfig):
     norm: str = "layernorm"
     norm_eps: float = 1e-5
     feed_forward: str = "gelu"
+    ffn_norm: bool = False
+    embedding_norm: bool = False
     bias: bool = False
     rotary_pairing: str = "interleaved"
     rotary_frequencies: str = "torchscale"
@@ -83,10 +85,5 @@ class RetNetConfig(PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: Mapping[str, Any], **kwargs: Any) -> Any:
         """As in Transformers; the configuration of another kind of model is a ValueError."""
-        model_type = config_dict.get("model_type", MODEL_TYPE)
-        if model_type != MODEL_TYPE:
-            raise ValueError(
-                f"model_type must be {MODEL_TYPE!r}, got {model_type!r}: this is another project's "
-                "model; `retnet convert SRC DST` imports those of torchscale, syncdoth and fla"
-            )
+        refuse_other_model({"model_type": MODEL_TYPE, **config_dict})
         return super().from_dict(dict(config_dict), **kwargs)
