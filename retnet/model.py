@@ -98,7 +98,7 @@ class RetNetBackbone(nn.Module):
         if self.embedding_norm is not None:
             x = self.embedding_norm(x)
         states: list[Tensor] = []
-        for layer, before in zip(self.layers, self._layer_states(state, len(x)), strict=True):
+        for layer, before in zip(self.layers, self._layer_states(state, x.shape[0]), strict=True):
             x, layer_state = self._run(layer, x, context, before)
             states.append(layer_state)
         return self.norm(x), RetNetState(tuple(states), after)
@@ -113,11 +113,12 @@ class RetNetBackbone(nn.Module):
     def _layer_states(self, state: RetNetState | None, batch: int) -> Sequence[Tensor | None]:
         if state is None:
             return [None] * self.config.num_layers
-        if len(state.layers) != self.config.num_layers or len(state.position) != batch:
+        # Not len(position): an exporter's batch may be a symbol, which len would fix to a number.
+        rows = state.position.shape[0]
+        if len(state.layers) != self.config.num_layers or rows != batch:
             raise ValueError(
                 f"state must have {self.config.num_layers} layers and {batch} rows, "
-                f"got {len(state.layers)} and "
-                f"{len(state.position)}; it belongs to another model or batch"
+                f"got {len(state.layers)} and {rows}; it belongs to another model or batch"
             )
         return state.layers
 

@@ -6,7 +6,7 @@ spoil it.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import log
+from math import exp, log, log1p
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ class TokenContext:
     R is B, or 1 where all rows are alike.
 
     log_decay: [H] fp64 on the CPU
-    query_rotation, key_rotation: [R, T, 1, K/2] complex, the latter times K^-0.5
+    query_rotation, key_rotation: [R, T, 1, K/2, 2], cosine and sine, the latter times K^-0.5
     score_scale: [R, T, H, 1], sqrt(Z_n) where the configuration divides by it, else None
     mask: [B, T] bool, True for tokens and False for padding, or None
     segment_ids: [B, T] or None
@@ -42,15 +42,18 @@ class TokenContext:
 
 def log_decays(rule: DecayRule | Sequence[float], num_heads: int) -> Tensor:
     """log(gamma) of each head, [H] fp64 on the CPU (section 2.2, Eq. 8, and section 3.1)."""
-    with torch.device("cpu"):
-        if rule == "equation8":
-            return torch.log1p(-(2.0 ** (-5 - torch.arange(num_heads, dtype=torch.float64))))
-        if rule in ("linspace", "wide"):
-            first, last = log(1 / 32 if rule == "linspace" else 1 / 2), log(1 / 512)
-            return torch.log1p(-torch.linspace(first, last, num_heads, dtype=torch.float64).exp())
-        if rule == "none":
-            return torch.zeros(num_heads, dtype=torch.float64)
-        return torch.tensor(rule, dtype=torch.float64).log()
+    heads = range(num_heads)
+    if rule == "equation8":
+        values = [log1p(-(2.0 ** (-5 - head))) for head in heads]
+    elif rule == "linspace" or rule == "wide":
+        first, last = log(1 / 32 if rule == "linspace" else 1 / 2), log(1 / 512)
+        step = (last - first) / max(num_heads - 1, 1)
+        values = [log1p(-exp(first + head * step)) for head in heads]
+    elif rule == "none":
+        values = [0.0] * num_heads
+    else:
+        values = [log(gamma) for gamma in rule]
+    return torch.tensor(values, dtype=torch.float64, device="cpu")
 
 
 def decay_sum(log_decay: Tensor, positions: Tensor) -> Tensor:
@@ -71,14 +74,33 @@ def rotary_angles(positions: Tensor, key_size: int, frequencies: RotaryFrequenci
 
 
 def rotate(x: Tensor, rotation: Tensor, pairing: RotaryPairing) -> Tensor:
-    """Theta of Eq. 5: pairs of x [B, T, H, K], as complex numbers, times [R, T, 1, K/2]."""
-    real = x.to(rotation.real.dtype)
+    """Theta of Eq. 5: pairs of x [B, T, H, K], as complex numbers, times [R, T, 1, K/2, 2]."""
+    # Compilers and exporters know real numbers best; eagerly, one complex product is far quicker.
+    turn = rotate_real if torch.compiler.is_compiling() else rotate_complex
+    return turn(x.to(rotation.dtype), rotation, pairing).to(x.dtype)
+
+
+def rotate_complex(x: Tensor, rotation: Tensor, pairing: RotaryPairing) -> Tensor:
+    """`rotate` in complex numbers, for x in the dtype of the rotation."""
+    turn = torch.view_as_complex(rotation)
     if pairing == "interleaved":
-        turned = torch.view_as_complex(real.unflatten(-1, (-1, 2))) * rotation
-        return torch.view_as_real(turned).flatten(-2).to(x.dtype)
-    first, second = real.chunk(2, dim=-1)
-    turned = torch.complex(first.contiguous(), second.contiguous()) * rotation
-    return torch.cat([turned.real, turned.imag], dim=-1).to(x.dtype)
+        turned = torch.view_as_complex(x.unflatten(-1, (-1, 2))) * turn
+        return torch.view_as_real(turned).flatten(-2)
+    turned = torch.complex(*x.chunk(2, dim=-1)) * turn
+    return torch.cat([turned.real, turned.imag], dim=-1)
+
+
+def rotate_real(x: Tensor, rotation: Tensor, pairing: RotaryPairing) -> Tensor:
+    """`rotate_complex` written out in real numbers."""
+    cos, sin = rotation.unbind(dim=-1)
+    if pairing == "interleaved":
+        real, imaginary = x.unflatten(-1, (-1, 2)).unbind(dim=-1)
+    else:
+        real, imaginary = x.chunk(2, dim=-1)
+    turned = real * cos - imaginary * sin, real * sin + imaginary * cos
+    if pairing == "interleaved":
+        return torch.stack(turned, dim=-1).flatten(-2)
+    return torch.cat(turned, dim=-1)
 
 
 def token_positions(
@@ -124,7 +146,7 @@ def make_context(
     dtype = torch.float64 if dtype == torch.float64 else torch.float32
     log_decay = log_decays(config.decay, config.num_heads)
     angles = rotary_angles(positions, config.key_size, config.rotary_frequencies)[:, :, None]
-    rotation = torch.complex(angles.cos().to(dtype), angles.sin().to(dtype))
+    rotation = torch.stack([angles.cos().to(dtype), angles.sin().to(dtype)], dim=-1)
     score_scale = None
     if config.score_norm != "none":
         score_scale = decay_sum(log_decay, positions).sqrt().to(dtype)[..., None]

@@ -17,6 +17,8 @@ from retnet.position import (
     make_context,
     rotary_angles,
     rotate,
+    rotate_complex,
+    rotate_real,
     token_positions,
 )
 
@@ -118,9 +120,9 @@ def test_angles_far_out_are_exact() -> None:
 
 
 def rotation(positions: Tensor, key_size: int = 8) -> Tensor:
-    """[1, T, 1, K/2] complex, as a context holds it."""
+    """[1, T, 1, K/2, 2], as a context holds it."""
     angles = rotary_angles(positions[None], key_size, "torchscale")[:, :, None]
-    return torch.complex(angles.cos(), angles.sin())
+    return torch.stack([angles.cos(), angles.sin()], dim=-1)
 
 
 def normal(*shape: int) -> Tensor:
@@ -171,11 +173,21 @@ def test_the_two_pairings_are_a_permutation_apart() -> None:
     assert torch.equal(rotate(x[..., order], turn, "halves"), interleaved)
 
 
+@pytest.mark.parametrize("pairing", ["interleaved", "halves"])
+def test_rotation_in_real_numbers_is_the_same(pairing: str) -> None:
+    """What compilers and exporters are given, outputs and gradients."""
+    x, turn = normal(2, 9, 3, 8).requires_grad_(), rotation(torch.arange(9))
+    complex_, real = (form(x, turn, pairing) for form in (rotate_complex, rotate_real))
+    torch.testing.assert_close(real, complex_, rtol=1e-14, atol=1e-14)
+    gradients = (torch.autograd.grad(y.sin().sum(), x)[0] for y in (complex_, real))
+    torch.testing.assert_close(*gradients, rtol=1e-14, atol=1e-14)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("pairing", ["interleaved", "halves"])
 def test_rotation_is_in_fp32_and_rounded_once(dtype: torch.dtype, pairing: str) -> None:
     x = normal(1, 40, 2, 8).to(dtype)
-    turn = rotation(torch.arange(40)).to(torch.complex64)
+    turn = rotation(torch.arange(40)).float()
     actual = rotate(x, turn, pairing)
     assert actual.dtype == dtype
     assert torch.equal(actual, rotate(x.float(), turn, pairing).to(dtype))
@@ -198,9 +210,9 @@ def test_context_of_bf16_layers_is_fp32_of_fp64() -> None:
 
     exact, half = context(torch.float64), context(torch.bfloat16)
     angles = rotary_angles(positions, config.key_size, "torchscale")
-    turn = torch.polar(torch.ones_like(angles), angles)[:, :, None]
+    turn = torch.view_as_real(torch.polar(torch.ones_like(angles), angles))[:, :, None]
     torch.testing.assert_close(exact.query_rotation, turn, rtol=0, atol=1e-15)
-    assert torch.equal(half.query_rotation, exact.query_rotation.to(torch.complex64))
+    assert torch.equal(half.query_rotation, exact.query_rotation.float())
     assert torch.equal(half.score_scale, exact.score_scale.float())
     assert torch.equal(half.log_decay, exact.log_decay)
     assert half.log_decay.dtype == torch.float64

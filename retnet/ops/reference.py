@@ -98,7 +98,7 @@ def retention_chunkwise(
     """
     Q, K, V, R, log_decay = _prepare(q, k, v, state, log_decay)
     run = segment_runs(segment_ids, q)
-    run_before = run.new_zeros(len(run), 1)
+    run_before = run.new_zeros(run.shape[0], 1)
     outs = [V[:, :, :0]]
     for start in range(0, Q.shape[2], chunk_size):
         Q_i, K_i, V_i = (x[:, :, start : start + chunk_size] for x in (Q, K, V))
