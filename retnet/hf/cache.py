@@ -133,6 +133,11 @@ class RetNetCache(Cache):
             layer.set(layer_state, state.position, num_columns)
 
     @property
+    def is_initialized(self) -> bool:
+        """Whether anything has been read."""
+        return self.state is not None
+
+    @property
     def num_bytes(self) -> int:
         """Bytes that the states take."""
         return 0 if self.state is None else self.state.num_bytes
