@@ -30,8 +30,10 @@ def segment_runs(segment_ids: Tensor | None, like: Tensor) -> Tensor:
 
 def power(log_decay: Tensor, exponent: Tensor | int) -> Tensor:
     """gamma ** exponent, [H, *exponent.shape], in fp64."""
-    exponent = torch.as_tensor(exponent, device=log_decay.device)
-    return torch.exp(log_decay.double().reshape(-1, *[1] * exponent.dim()) * exponent)
+    if isinstance(exponent, Tensor):
+        exponent = exponent.to(log_decay.device)
+        log_decay = log_decay.reshape(-1, *[1] * exponent.dim())
+    return torch.exp(log_decay.double() * exponent)
 
 
 def retention_parallel(
