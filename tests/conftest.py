@@ -1,5 +1,8 @@
 """What all tests share: seeded randomness, one thread a worker, hypothesis cases that repeat."""
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import settings
@@ -19,3 +22,16 @@ def pytest_configure() -> None:
 def rng() -> torch.Generator:
     """A generator that starts every test from the same seed."""
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Published data sets, which the project doesn't ship: RETNET_DATA, or shared/data beside it.
+
+    What needs them is skipped where they are missing.
+    """
+    beside = Path(__file__).parents[2] / "shared" / "data"
+    directory = Path(os.environ.get("RETNET_DATA", beside))
+    if not directory.is_dir():
+        pytest.skip("no data sets here; RETNET_DATA names their folder")
+    return directory

@@ -19,7 +19,7 @@ import torch
 import retnet
 from retnet.checkpoint import save_checkpoint
 from retnet.cli import main
-from retnet.commands import bench, generate, inspect, train
+from retnet.commands import bench, evaluate, generate, inspect, train
 from retnet.commands.flags import attribute_texts, group_values, make_parser, read_flags
 from retnet.commands.models import model_config, num_parameters
 from retnet.commands.terminal import bytes_text, visible
@@ -34,6 +34,7 @@ COMMANDS = {
     "train": train.COMMAND,
     "generate": generate.COMMAND,
     "inspect": inspect.COMMAND,
+    "eval": evaluate.COMMAND,
     "bench": bench.COMMAND,
 }
 SMALL = ("--model.d_model", "32", "--model.num_layers", "1", "--train.threads", "1")
@@ -90,14 +91,15 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 # --- help
 
 
-@pytest.mark.parametrize("arguments", [[], ["train"], ["generate"], ["inspect"], ["bench"]])
+@pytest.mark.parametrize("arguments", [[], *([name] for name in COMMANDS)])
 def test_help_loads_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
     """It is there at once: torch alone would take a second."""
     code = (
         "import sys; from retnet.cli import main\n"
         f"try: main({[*arguments, '--help']})\n"
         "except SystemExit as end: assert not end.code\n"
-        "heavy = {'torch', 'numpy', 'rich', 'transformers', 'safetensors'} & set(sys.modules)\n"
+        "heavy = {'torch', 'numpy', 'rich', 'transformers', 'safetensors', 'lm_eval', 'datasets'}\n"
+        "heavy &= set(sys.modules)\n"
         "assert not heavy, heavy"
     )
     done = subprocess.run(
@@ -234,6 +236,12 @@ def test_prompt_is_never_read_as_yaml() -> None:
         (["generate", "def", "f"], "what is 'f'? Put quotes"),
         (["inspect", "--preset", "13"], "did you mean '13b'?"),
         (["inspect", "--preset", "13b", "--model", "x"], "pass one of them"),
+        (["eval", "--batch_size", "0"], "--batch_size must be at least 1, got 0"),
+        (["eval", "--limit", "0"], "--limit must be at least 1, got 0"),
+        (["eval", "--tasks", " ,"], "--tasks must name at least one, got ' ,'"),
+        (["eval", "--threads", "0"], "--threads must be at least 1, got 0"),
+        (["eval", "--out", "nowhere/x.json"], "--out 'nowhere/x.json' must be a file in a folder"),
+        (["eval", "--model", "nowhere"], "--model 'nowhere' is not a folder"),
         (["bench", "--rounds", "0"], "--rounds must be at least 1, got 0"),
         (["bench", "--dtype", "fp61"], "--dtype must be one of fp32, bf16, got 'fp61'"),
     ],
