@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from jsonargparse import ArgumentParser
 
+from retnet import __version__
 from retnet.commands.flags import (
     Command,
     UsageError,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 _FIELDS = tuple(field.name for field in fields(EvalConfig))
 _SPELLINGS = {"batch_size": ("--batch_size", "--batch-size")}
 _METAVARS = {"tasks": "NAME,...", "task_data": "DIR"}
-_PACKAGES = ("retnet", "lm_eval", "transformers", "torch")
+_PACKAGES = ("lm_eval", "transformers", "torch")
 
 
 def _add_flags(parser: ArgumentParser) -> None:
@@ -62,9 +63,9 @@ def _run(values: Values) -> int:
         start = time.perf_counter()
         scores = _evaluate(values, config)
     seconds = time.perf_counter() - start
-    _show(scores, seconds)
     if out is not None:
         out.write_text(_report(values, scores, seconds), encoding="utf-8")
+    _show(scores, seconds)
     return 0
 
 
@@ -139,7 +140,7 @@ def _report(values: Values, scores: "Sequence[Score]", seconds: float) -> str:
     settings = {name: values[name] for name in ("model", *_FIELDS, "device", "dtype")}
     report: dict[str, Any] = {
         "settings": settings,
-        "versions": {package: version(package) for package in _PACKAGES},
+        "versions": {"retnet": __version__} | {name: version(name) for name in _PACKAGES},
         "seconds": round(seconds, 1),
         "scores": [asdict(score) for score in scores],
     }
