@@ -1,6 +1,7 @@
 """Models and states on disk: safetensors and JSON. Other projects' models, in and out."""
 
 from retnet.checkpoint.files import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, CheckpointError
+from retnet.checkpoint.fla import from_fla, to_fla
 from retnet.checkpoint.native import (
     MODEL_TYPE,
     SavesItself,
@@ -10,6 +11,8 @@ from retnet.checkpoint.native import (
     save_checkpoint,
 )
 from retnet.checkpoint.state import STATE_FORMAT, fingerprint, load_state, save_state
+from retnet.checkpoint.syncdoth import from_syncdoth
+from retnet.checkpoint.torchscale import from_torchscale, to_torchscale
 
 __all__ = [
     "CONFIG_FILE",
@@ -20,10 +23,15 @@ __all__ = [
     "CheckpointError",
     "SavesItself",
     "fingerprint",
+    "from_fla",
+    "from_syncdoth",
+    "from_torchscale",
     "load_checkpoint",
     "load_state",
     "read_config",
     "refuse_other_model",
     "save_checkpoint",
     "save_state",
+    "to_fla",
+    "to_torchscale",
 ]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from retnet.checkpoint.files import CheckpointError, all_finite
-from retnet.config import ModelConfig
+from retnet.config import ModelConfig, RotaryPairing
 from retnet.model import RetNet
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -51,3 +51,21 @@ def build_model(config: ModelConfig, weights: Mapping[str, Tensor]) -> RetNet:
         model = RetNet(config)
     model.load_state_dict(dict(weights), assign=True)
     return model.eval()
+
+
+def with_pairing(
+    weights: Mapping[str, Tensor], config: ModelConfig, pairing: RotaryPairing
+) -> dict[str, Tensor]:
+    """A model's weights as if its rotary_pairing were this one: rows of queries and keys move.
+
+    Pairs are (0, 1), (2, 3), ... or (0, K/2), (1, K/2 + 1), ... of each head's K rows.
+    """
+    if pairing == config.rotary_pairing:
+        return dict(weights)
+    parts = (-1, 2) if pairing == "halves" else (2, -1)
+    turned = dict(weights)
+    for name, tensor in weights.items():
+        if ".mixer.q_proj." in name or ".mixer.k_proj." in name:
+            rows = tensor.unflatten(0, (config.num_heads, *parts))
+            turned[name] = rows.transpose(1, 2).flatten(0, 2)
+    return turned
