@@ -11,10 +11,15 @@ from retnet.model import RetNet
 
 
 class Tokenizer(Protocol):
-    """What turns text into tokens and back; bos and eos mark where a document begins and ends."""
+    """What turns text into tokens and back."""
 
-    bos_id: int
-    eos_id: int
+    @property
+    def bos_id(self) -> int | None:
+        """The token that stands before a document; None where none does."""
+
+    @property
+    def eos_id(self) -> int | None:
+        """The token that ends a document; None where none does."""
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, without bos or eos."""
@@ -35,15 +40,26 @@ def complete(
 
     A character whose bytes have not all come is held back, and so is what may be the beginning of a
     stop string. The text ends before the first stop string, at a token of end, or at the limit. An
-    empty prompt begins a document.
+    empty prompt begins a document; ValueError where the tokenizer has no token for that.
     """
     device = next(model.parameters()).device
-    ids = torch.tensor([[tokenizer.bos_id, *tokenizer.encode(prompt)]], device=device)
-    params = SamplingParams(
-        **{**vars(params), "stop_tokens": (*params.stop_tokens, tokenizer.eos_id)}
-    )
+    ids = torch.tensor([_document(tokenizer, prompt)], device=device)
+    if tokenizer.eos_id is not None:
+        stops = (*params.stop_tokens, tokenizer.eos_id)
+        params = SamplingParams(**{**vars(params), "stop_tokens": stops})
     tokens = (int(chosen) for chosen in generate(model, ids, params, generator=generator))
     return until_stop(_characters(tokenizer, tokens, params.stop_tokens), params.stop)
+
+
+def _document(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The tokens of the beginning of a document: never none, for a model has to read something."""
+    first = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    ids = first + tokenizer.encode(text)
+    if not ids and tokenizer.eos_id is not None:  # what ends one document begins the next
+        ids = [tokenizer.eos_id]
+    if not ids:
+        raise ValueError("prompt must not be empty: the tokenizer has no token to begin with")
+    return ids
 
 
 def until_stop(pieces: Iterator[str], stops: Sequence[str]) -> Iterator[str]:

@@ -69,6 +69,35 @@ def splits(text: str) -> Iterator[list[str]]:
         yield pieces
 
 
+class BareTokenizer(ByteTokenizer):
+    """One that marks no beginnings and perhaps no ends."""
+
+    bos_id = None
+
+    def __init__(self, eos_id: int | None) -> None:
+        self.eos_id = eos_id
+
+
+# Beginnings and ends
+
+
+def test_a_tokenizer_without_a_beginning() -> None:
+    """Nothing is put before a prompt; without one, what ends a document begins the next."""
+    for prompt, expected in (("ab", ids_of(b"ab")), ("", [EOS])):
+        model = Parrot([*ids_of(b"x"), EOS, *ids_of(b"y")])
+        params = SamplingParams(temperature=0, max_tokens=3)
+        assert list(complete(model, BareTokenizer(EOS), prompt, params)) == ["x"]
+        assert model.heard[0] == expected
+
+
+def test_a_tokenizer_without_an_end() -> None:
+    model = Parrot([*ids_of(b"x"), EOS, *ids_of(b"y")])
+    params = SamplingParams(temperature=0, max_tokens=3)
+    assert list(complete(model, BareTokenizer(None), "a", params)) == ["x", "y"]
+    with pytest.raises(ValueError, match="prompt must not be empty: the tokenizer has no token"):
+        list(complete(model, BareTokenizer(None), "", params))
+
+
 # Characters
 
 

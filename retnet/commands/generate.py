@@ -76,7 +76,7 @@ def _generate(values: Values) -> int:
     import torch
 
     from retnet.checkpoint import load_checkpoint
-    from retnet.data.tokenizer import load_tokenizer
+    from retnet.data.pretrained import load_any_tokenizer
     from retnet.generation import SamplingParams
     from retnet.text import complete
     from retnet.train.environment import find_device, threads
@@ -86,7 +86,7 @@ def _generate(values: Values) -> int:
     prompt = _read_stdin() if values["prompt"] == "-" else values["prompt"]
     device = find_device(values["device"])
     model = load_checkpoint(directory, device=device)
-    tokenizer = load_tokenizer(directory)
+    tokenizer = load_any_tokenizer(directory, vocab_size=model.config.vocab_size)
     seed = secrets.randbelow(2**32) if values["seed"] is None else values["seed"]
     generator = torch.Generator(device).manual_seed(seed)
     with threads(values["threads"]):

@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-TOKENIZER_FILE = "tokenizer.json"
-_CONFIG_FILE = "tokenizer_config.json"
+TOKENIZER_FILE, TOKENIZER_CONFIG_FILE = "tokenizer.json", "tokenizer_config.json"
 _SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>")
+
+
+class OtherTokenizerError(ValueError):
+    """A tokenizer.json that is another's than ours."""
 
 
 class ByteTokenizer:
@@ -53,7 +56,10 @@ class ByteTokenizer:
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
         settings = json.dumps(_auto_tokenizer_settings(), indent=2) + "\n"
-        for name, text in ((TOKENIZER_FILE, _fast_tokenizer_json()), (_CONFIG_FILE, settings)):
+        for name, text in (
+            (TOKENIZER_FILE, _fast_tokenizer_json()),
+            (TOKENIZER_CONFIG_FILE, settings),
+        ):
             # Aside, then renamed: a full disk must not cut short the file that was there.
             aside = folder / f".{name}.{os.getpid()}.part"
             try:
@@ -68,15 +74,15 @@ def load_tokenizer(directory: str | Path) -> ByteTokenizer:
     path = Path(directory) / TOKENIZER_FILE
     try:
         model = json.loads(path.read_text(encoding="utf-8"))["model"]
-        vocabulary, merges = model["vocab"], model["merges"]
+        vocabulary, merges = model["vocab"], model.get("merges")
     except FileNotFoundError:
         raise ValueError(
             f"no {TOKENIZER_FILE} in {directory}; pass a checkpoint directory"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a readable tokenizer: {error}") from error
     if vocabulary != _vocabulary() or merges:
-        raise ValueError(
+        raise OtherTokenizerError(
             f"{path} is not the byte tokenizer: it has {len(vocabulary)} tokens, expected "
             f"{ByteTokenizer.vocab_size} and no merges; load it with transformers.AutoTokenizer"
         )
@@ -95,7 +101,7 @@ def _utf8(text: str | bytes) -> bytes:
         ) from None
 
 
-def _printable_bytes() -> list[str]:
+def printable_bytes() -> list[str]:
     """The character that stands for each byte in byte-level BPE files.
 
     Printable Latin-1 bytes stand for themselves; the others take the characters from U+0100 on, in
@@ -107,7 +113,7 @@ def _printable_bytes() -> list[str]:
 
 
 def _vocabulary() -> dict[str, int]:
-    return {token: index for index, token in enumerate([*_SPECIAL_TOKENS, *_printable_bytes()])}
+    return {token: index for index, token in enumerate([*_SPECIAL_TOKENS, *printable_bytes()])}
 
 
 def _fast_tokenizer_json() -> str:
