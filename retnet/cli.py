@@ -45,7 +45,7 @@ def exit_code(work: Callable[[], int]) -> int:
 def _run(arguments: Sequence[str]) -> int:
     # Here, not above: an interruption while they load is then caught as any other.
     from retnet import __version__
-    from retnet.commands import bench, evaluate, generate, inspect, train
+    from retnet.commands import bench, convert, evaluate, generate, inspect, train
     from retnet.commands.flags import UsageError, make_parser, read_flags
     from retnet.config import nearest
 
@@ -54,6 +54,7 @@ def _run(arguments: Sequence[str]) -> int:
         "generate": generate.COMMAND,
         "inspect": inspect.COMMAND,
         "eval": evaluate.COMMAND,
+        "convert": convert.COMMAND,
         "bench": bench.COMMAND,
     }
     name = arguments[0] if arguments else "--help"

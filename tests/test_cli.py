@@ -19,7 +19,7 @@ import torch
 import retnet
 from retnet.checkpoint import save_checkpoint
 from retnet.cli import main
-from retnet.commands import bench, evaluate, generate, inspect, train
+from retnet.commands import bench, convert, evaluate, generate, inspect, train
 from retnet.commands.flags import attribute_texts, group_values, make_parser, read_flags
 from retnet.commands.models import model_config, num_parameters
 from retnet.commands.terminal import bytes_text, visible
@@ -35,6 +35,7 @@ COMMANDS = {
     "generate": generate.COMMAND,
     "inspect": inspect.COMMAND,
     "eval": evaluate.COMMAND,
+    "convert": convert.COMMAND,
     "bench": bench.COMMAND,
 }
 SMALL = ("--model.d_model", "32", "--model.num_layers", "1", "--train.threads", "1")

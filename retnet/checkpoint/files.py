@@ -30,6 +30,11 @@ def read_fields(directory: str | Path) -> dict[str, Any]:
     path = Path(directory) / CONFIG_FILE
     if not path.is_file():
         raise CheckpointError(f"{directory} holds no checkpoint: there is no {CONFIG_FILE} in it")
+    return read_object(path)
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The fields of a JSON file."""
     fields = read_json(path)
     if not isinstance(fields, dict):
         raise CheckpointError(f"{path} is no configuration: expected fields by name, in braces")

@@ -122,10 +122,10 @@ def to_fla(model: RetNet) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def exactness(config: ModelConfig) -> str:
-    """Of which form of fla a model is the same function, in words."""
+    """Which form of fla's a model of ours is, and with which epsilon, in words."""
     return (
-        "exactly each of its forms (outputs over nothing before the norm of each head), with its "
-        f"epsilon {config.norm_eps:g}"
+        "the same function as each of fla's forms (nothing divides a head's output before its "
+        f"norm) with epsilon {config.norm_eps:g}"
     )
 
 

@@ -59,10 +59,10 @@ def find_layout(fields: Mapping[str, Any], names: Collection[str], where: str) -
             f"{where} has the fields of {by_fields} and other tensors, such as "
             f"{min(names, default='none')!r}; it is another kind of model"
         )
-    if by_names != by_fields and {by_names, by_fields} != {"torchscale", "syncdoth"}:
+    # syncdoth's names with fields that torchscale has, too: a class of transformers around that.
+    if by_names != by_fields and (by_fields, by_names) != ("torchscale", "syncdoth"):
         raise CheckpointError(
             f"{where} has the fields of {by_fields} and the tensors of {by_names}; pass the "
             "configuration that belongs to these weights"
         )
-    # The two have the same fields but for a few, which a torchscale model may have been given.
     return by_names

@@ -6,7 +6,9 @@ from typing import Any
 from torch import Tensor
 
 from retnet.checkpoint import fields as field
+from retnet.checkpoint import torchscale
 from retnet.checkpoint.torchscale import ImportedNorm, import_decoder
+from retnet.config import ModelConfig
 from retnet.model import RetNet
 
 # A feed forward without gate has biases there, which the retention beside it has not.
@@ -42,3 +44,9 @@ def from_syncdoth(
         head="lm_head",
         decay="linspace" if field.flag(fields, "use_lm_decay", False) else "equation8",
     )
+
+
+def exactness(config: ModelConfig) -> str:
+    """Which form of syncdoth's a model of ours is, and with which epsilons, in words."""
+    until = "while it divided by max(|row sum|, 1)"
+    return torchscale.exactness(config, project="syncdoth", until=until)

@@ -145,16 +145,19 @@ def to_torchscale(model: RetNet) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return state_dict | buffers_of(config), _written_fields(config)
 
 
-def exactness(config: ModelConfig) -> str:
-    """Of which form of torchscale a model is the same function, in words."""
+def exactness(config: ModelConfig, project: str = "torchscale", until: str = "up to 0.3.0") -> str:
+    """Which form of torchscale's a model of ours is, and with which epsilons, in words.
+
+    until: which versions have that parallel form.
+    """
     form = {
-        "decay": "its recurrent form (outputs over sqrt(Z_n))",
-        "paper": "its parallel form up to 0.3.0 (outputs over max(|row sum|, sqrt(Z_n)))",
+        "decay": "recurrent form (a head's output over sqrt(Z_n))",
+        "paper": f"parallel form {until} (a head's output over max(|row sum|, sqrt(Z_n)))",
     }[config.score_norm]
     return (
-        f"exactly {form}, with its epsilons: {config.norm_eps:g}, in the norm of each head "
-        f"{config.head_norm_eps:g}; its other forms divide by other numbers, which that norm "
-        "cancels but for the epsilon"
+        f"the same function as {project}'s {form} with epsilon {config.norm_eps:g}, in the norm of "
+        f"each head {config.head_norm_eps:g}; its other forms divide by other numbers, which that "
+        "norm cancels but for its epsilon"
     )
 
 
