@@ -61,8 +61,15 @@ def decay_sum(log_decay: Tensor, positions: Tensor) -> Tensor:
     count = positions[..., None].double() + 1
     lg = log_decay.to(positions.device)
     without_decay = lg == 0
-    geometric = torch.expm1(count * lg) / torch.expm1(torch.where(without_decay, -1.0, lg))
+    geometric = _half_expm1(count * lg) / _half_expm1(torch.where(without_decay, -1.0, lg))
     return torch.where(without_decay, count, geometric)
+
+
+def _half_expm1(x: Tensor) -> Tensor:
+    """(exp(x) - 1) / 2 for x <= 0, exact for tiny x."""
+    # Not torch.expm1: ONNX has none, and exp(x) - 1 in its place is 0 for the slowest heads.
+    tanh = torch.tanh(x / 2)
+    return tanh / (1 - tanh)
 
 
 def rotary_angles(positions: Tensor, key_size: int, frequencies: RotaryFrequencies) -> Tensor:

@@ -18,7 +18,8 @@ recurrence over its chunks is one product with a matrix of decays. Only q, k, v 
 each span are kept for the backward pass, which takes the spans in reverse and recomputes the rest.
 
 Chunks and spans depend on numbers, which compilers and exporters do not have: to them the form is
-one operator, `retnet::chunkwise`, at the end of this file.
+one operator, `retnet::chunkwise`, at the end of this file. A program that was exported and saved
+needs `import retnet.ops` before it is loaded.
 """
 
 import math
