@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from retnet.config import ModelConfig
 from retnet.generation import check_left_padding
 from retnet.hf.cache import RetNetCache
-from retnet.hf.configuration import RetNetConfig
 from retnet.model import RetNetState
 
 
@@ -53,7 +53,7 @@ def read_padding(attention_mask: Tensor | None, num_tokens: int) -> Padding:
 
 
 def past_state(
-    cache: object, padding: Padding, batch: int, config: RetNetConfig
+    cache: object, padding: Padding, batch: int, config: ModelConfig
 ) -> RetNetState | None:
     """The state in `past_key_values`.
 
@@ -71,7 +71,7 @@ def past_state(
     state = cache.state
     if state is None:
         return None
-    shape = (batch, *config.to_model_config().state_shape)
+    shape = (batch, *config.state_shape)
     shapes = [tuple(layer.shape) for layer in state.layers]
     if len(shapes) != config.num_layers or any(each != shape for each in shapes):
         raise ValueError(

@@ -127,7 +127,7 @@ class RetNetPreTrainedModel(PreTrainedModel):
     ) -> _Features:
         x = self._embedded(input_ids, inputs_embeds)
         padding = read_padding(attention_mask, x.shape[1])
-        state = past_state(past_key_values, padding, x.shape[0], self.config)
+        state = past_state(past_key_values, padding, x.shape[0], self.backbone.config)
         segments = read_segments(seq_idx, position_ids, padding, state)
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training and not padding.is_right
