@@ -341,7 +341,7 @@ class RetNetForSequenceClassification(RetNetPreTrainedModel):
             output_hidden_states=output_hidden_states,
         )
         last = self._last_tokens(read.features, input_ids, attention_mask)
-        rows = torch.arange(len(last), device=last.device)
+        rows = torch.arange(last.shape[0], device=last.device)
         logits = self.score(read.features[rows, last])
         loss = None
         if labels is not None:
