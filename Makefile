@@ -5,13 +5,17 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check -qq
 
+# The oldest transformers that servers such as vLLM may have, and a place for it beside the newest.
+OLDEST_TRANSFORMERS := 5.16.1
+OLDEST := $(VENV)/oldest
+
 # Bytecode is written when a module is first imported (pip --no-compile halves the installation).
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test check bench clean
+.PHONY: help demo test test-oldest check bench clean
 
 help: ## list the targets
 	@echo "Usage: make TARGET [VARIABLE=value]"
@@ -21,17 +25,21 @@ help: ## list the targets
 demo: $(VENV)/installed-plot ## train a small RetNet here and watch it write; DATA=path for your own text
 	@$(BIN)/python recipes/demo.py $(if $(DATA),--data "$(DATA)")
 
-test: $(VENV)/installed-dev ## run the tests; ARGS="-k chunkwise" chooses
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --timeout 120 $(ARGS)
+test: $(VENV)/installed-peers ## run the tests; ARGS="-k chunkwise" chooses
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --timeout 300 $(ARGS)
+
+test-oldest: $(OLDEST)/installed ## run the Hugging Face tests with the oldest transformers
+	@OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -q -n auto --timeout 300 tests/hf $(ARGS)
 
 check: $(VENV)/installed-dev ## ruff, its formatter and mypy
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-bench: $(VENV)/installed-plot ## measure retention and decoding on this machine
+bench: $(VENV)/installed-peers ## measure retention, decoding and generate on this machine
 	@$(BIN)/python benchmarks/bench_retention.py
 	@$(BIN)/python benchmarks/bench_decoding.py
+	@$(BIN)/python benchmarks/bench_hf.py
 
 clean: ## remove .venv, builds and caches
 	@rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
@@ -41,6 +49,19 @@ clean: ## remove .venv, builds and caches
 $(VENV)/installed-%: $(VENV)/created pyproject.toml constraints.txt
 	@echo "Installing retnet[$*] into $(VENV) (once; a minute or two, longer where the network is slow) ..."
 	@$(PIP) install --no-compile --constraint constraints.txt --editable '.[$*]'
+	@touch $@
+
+# Peers to compare with, whose own requirements do not go with ours.
+$(VENV)/installed-peers: $(VENV)/installed-dev
+	@$(PIP) install --no-compile --no-deps --constraint constraints.txt torchscale fairscale
+	@touch $@
+
+# Everything else comes from $(VENV).
+$(OLDEST)/installed: $(VENV)/installed-peers
+	@$(PYTHON) -m venv --clear $(OLDEST)
+	@for site in $(OLDEST)/lib/python*/site-packages; do \
+		$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > $$site/newest.pth; done
+	@$(OLDEST)/bin/python -m pip --disable-pip-version-check -qq install --no-compile transformers==$(OLDEST_TRANSFORMERS)
 	@touch $@
 
 $(VENV)/created:
