@@ -83,9 +83,9 @@ def state_after(model: RetNet, tokens: Tensor) -> RetNetState:
         return model(tokens)[1]
 
 
-def arguments(model: RetNet, tokens: Tensor, before: int = 9) -> tuple[Tensor, ...]:
+def arguments(model: RetNet, tokens: Tensor) -> tuple[Tensor, ...]:
     """The tokens and the state, as tensors, of a model that has read some before."""
-    state = state_after(model, drawn_tokens(len(tokens), before))
+    state = state_after(model, drawn_tokens(len(tokens), 9))
     return tokens, state.position, *state.layers
 
 
