@@ -114,6 +114,7 @@ def to_fla(model: RetNet) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "use_short_conv": False,
         "use_output_gate": True,
         "elementwise_affine": config.head_norm_affine,
+        "fuse_norm": True,  # under which the weight of the head norm has the name it has here
         "norm_eps": config.norm_eps,
         "attn": None,
         "tie_word_embeddings": config.tie_embeddings,

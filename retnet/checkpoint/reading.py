@@ -61,7 +61,10 @@ def read_source(
     """
     path = Path(path)
     if not path.exists():
-        raise CheckpointError(f"there is no {path}; pass a directory or a file of weights")
+        raise CheckpointError(
+            f"there is no {path}; pass a directory or a file of weights (one of the Hugging Face "
+            "hub: hf download NAME --local-dir DIR)"
+        )
     directory = path if path.is_dir() else path.parent
     weights, own_fields = _read_any(path, allow_pickle=allow_pickle)
     beside = directory / CONFIG_FILE

@@ -1,5 +1,6 @@
 """Checkpoints in fla's layout, made from what is known of it, beside a computation by hand."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -7,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from retnet.checkpoint import CheckpointError, from_fla, to_fla
+from retnet.checkpoint import CheckpointError, fla, from_fla, to_fla
+from retnet.checkpoint.weights import expected_shapes
 from retnet.config import ModelConfig
 from retnet.model import RetNet
 from retnet.ops import retention_chunkwise, retention_parallel, retention_recurrent
@@ -172,6 +174,23 @@ def test_size_of_the_feed_forward() -> None:
             weights[f"{layer}mlp.{name}.weight"] = torch.zeros(256, D)
         weights[f"{layer}mlp.down_proj.weight"] = torch.zeros(D, 256)
     assert from_fla(weights, FIELDS | {"intermediate_size": None}).config.ffn_size == 256
+
+
+def test_size_of_the_published_models() -> None:
+    """fla-hub/retnet-1.3B-100B: 267 tensors, 1,351,727,104 parameters."""
+    fields = FIELDS | {
+        "hidden_size": 2048,
+        "expand_k": 1,
+        "expand_v": 2,
+        "num_hidden_layers": 24,
+        "num_heads": 8,
+        "intermediate_size": None,
+        "vocab_size": 32_000,
+    }
+    embedding = torch.empty(32_000, 2048, device="meta")
+    shapes = expected_shapes(fla._config({"model.embeddings.weight": embedding}, fields))
+    assert len(shapes) == 267
+    assert sum(math.prod(shape) for shape in shapes.values()) == 1_351_727_104
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])

@@ -239,7 +239,10 @@ def version_2_weights() -> dict[str, Tensor]:
 
 
 def version_1_weights(*, with_norm: bool) -> dict[str, Tensor]:
-    """July to September 2023: biases everywhere, V = 2 D, fc1 and fc2 with a norm between."""
+    """July to September 2023: biases everywhere, V = 2 D, fc1 and fc2 with a norm between.
+
+    with_norm: that one, and one after the embedding.
+    """
     layer: dict[str, tuple[int, ...]] = {
         **{f"retention.{name}_proj": (8, 8) for name in "qk"},
         **{f"retention.{name}_proj": (16, 8) for name in "vg"},
@@ -252,6 +255,8 @@ def version_1_weights(*, with_norm: bool) -> dict[str, Tensor]:
     }
     modules = {f"layers.{n}.{name}": shape for n in (0, 1) for name, shape in layer.items()}
     modules["layer_norm"] = (8,)
+    if with_norm:
+        modules["layernorm_embedding"] = (8,)
     shapes = {f"{name}.weight": shape for name, shape in modules.items()}
     shapes |= {f"{name}.bias": shape[:1] for name, shape in modules.items()}
     shapes |= {"embed_tokens.weight": (11, 8), "output_projection.weight": (11, 8)}
@@ -272,6 +277,8 @@ def version_1_by_hand(w: Mapping[str, Tensor], tokens: Tensor, *, head_eps: floa
     gamma = [1 - 2.0**-5, 1 - 2.0**-6]
     theta = torch.tensor([1.0, 1e-4], dtype=torch.float64)
     x = w["embed_tokens.weight"][tokens]
+    if "layernorm_embedding.weight" in w:
+        x = norm("layernorm_embedding", x)
     for layer in ("layers.0", "layers.1"):
         y = norm(f"{layer}.retention_layer_norm", x)
         q, k, v = (linear(f"{layer}.retention.{name}_proj", y) for name in "qkv")
