@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from math import isfinite
 from typing import Any
 
+from torch import Tensor
+
 from retnet.checkpoint.files import CheckpointError
 from retnet.config import ModelConfig
 
@@ -47,14 +49,18 @@ def refuse_unless(fields: Mapping[str, Any], supported: Mapping[str, Any], proje
             )
 
 
-def check_vocabulary(fields: Mapping[str, Any], num_rows: int) -> None:
-    """CheckpointError where the fields and the embedding disagree about the vocabulary."""
-    value = fields.get("vocab_size")
-    if isinstance(value, int) and value > 0 and value != num_rows:
+def vocabulary(fields: Mapping[str, Any], weights: Mapping[str, Tensor], embedding: str) -> int:
+    """The rows of the embedding of this name, which the field vocab_size may not contradict."""
+    matrix = weights.get(embedding)
+    if matrix is None or matrix.dim() != 2:
+        raise CheckpointError(f"{embedding} is missing, or no matrix")
+    given = fields.get("vocab_size")
+    if isinstance(given, int) and given > 0 and given != len(matrix):
         raise CheckpointError(
-            f"the field 'vocab_size' is {value} and the embedding has {num_rows} rows; "
+            f"the field 'vocab_size' is {given} and the embedding has {len(matrix)} rows; "
             "pass the configuration that belongs to these weights"
         )
+    return len(matrix)
 
 
 def require_settings(

@@ -160,15 +160,11 @@ def _refuse_other_kinds(weights: Mapping[str, Tensor], fields: Mapping[str, Any]
 
 
 def _config(weights: Mapping[str, Tensor], fields: Mapping[str, Any]) -> ModelConfig:
-    embedding = weights.get("model.embeddings.weight")
-    if embedding is None:
-        raise CheckpointError("fla weights: model.embeddings.weight is missing")
-    field.check_vocabulary(fields, len(embedding))
     width, num_heads = field.size(fields, "hidden_size"), field.size(fields, "num_heads")
     legacy_eps = field.number(fields, "rms_norm_eps", 1e-6)
     eps = field.number(fields, "norm_eps", legacy_eps)
     return ModelConfig(
-        vocab_size=len(embedding),
+        vocab_size=field.vocabulary(fields, weights, "model.embeddings.weight"),
         d_model=width,
         num_layers=field.size(fields, "num_hidden_layers"),
         num_heads=num_heads,

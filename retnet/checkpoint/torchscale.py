@@ -88,31 +88,18 @@ def import_decoder(
 ) -> RetNet:
     """`from_torchscale` where the output head has this name; `decay` is for weights without it."""
     _refuse_other_kinds(weights, fields)
-    embedding = weights.get("embed_tokens.weight")
-    if embedding is None:
-        raise CheckpointError("torchscale weights: embed_tokens.weight is missing")
-    field.check_vocabulary(fields, len(embedding))
     is_tied = field.flag(fields, "share_decoder_input_output_embed", False)
     is_scaled = not field.flag(fields, "no_scale_embedding", True)
-    num_heads = field.size(fields, "decoder_retention_heads")
-    common = {
-        "vocab_size": len(embedding),
-        "d_model": field.size(fields, "decoder_embed_dim"),
-        "num_layers": field.size(fields, "decoder_layers"),
-        "num_heads": num_heads,
-        "ffn_size": field.size(fields, "decoder_ffn_embed_dim"),
-        "score_norm": score_norm,
-        "embedding_norm": "layernorm_embedding.weight" in weights,
-        "tie_embeddings": is_tied and not is_scaled,
-        "dropout": field.number(fields, "dropout", 0.0),
-        **rules_of(weights, num_heads, decay),
-    }
-    read = _version_1 if _FIRST_BIAS in weights else _version_2
-    config = ModelConfig.from_dict(common | read(weights, fields, head_norm_eps))
+    config = ModelConfig.from_dict(
+        _common(weights, fields)
+        | rules_of(weights, field.size(fields, "decoder_retention_heads"), decay)
+        | (_version_1 if _FIRST_BIAS in weights else _version_2)(weights, fields, head_norm_eps)
+        | {"score_norm": score_norm, "tie_embeddings": is_tied and not is_scaled}
+    )
     theirs = {name: tensor for name, tensor in weights.items() if name not in BUFFERS}
     if is_tied:
         theirs = without_tied_head(theirs, "embed_tokens.weight", f"{head}.weight")
-        theirs |= {f"{head}.weight": embedding} if is_scaled else {}
+        theirs |= {f"{head}.weight": weights["embed_tokens.weight"]} if is_scaled else {}
     ours = _naming(config, head).taken(theirs, config, "torchscale weights and fields disagree")
     if is_scaled:
         # As torchscale multiplies: rounded to the weights' dtype. The head is never scaled.
@@ -196,6 +183,19 @@ def _refuse_other_kinds(weights: Mapping[str, Tensor], fields: Mapping[str, Any]
         )
 
 
+def _common(weights: Mapping[str, Tensor], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that both versions tell in the same way."""
+    return {
+        "vocab_size": field.vocabulary(fields, weights, "embed_tokens.weight"),
+        "d_model": field.size(fields, "decoder_embed_dim"),
+        "num_layers": field.size(fields, "decoder_layers"),
+        "num_heads": field.size(fields, "decoder_retention_heads"),
+        "ffn_size": field.size(fields, "decoder_ffn_embed_dim"),
+        "embedding_norm": "layernorm_embedding.weight" in weights,
+        "dropout": field.number(fields, "dropout", 0.0),
+    }
+
+
 def _version_1(
     weights: Mapping[str, Tensor], fields: Mapping[str, Any], head_norm_eps: float | None
 ) -> dict[str, Any]:
@@ -205,10 +205,11 @@ def _version_1(
             f"torchscale version 1 with activation_fn={fields['activation_fn']!r} can't be "
             "converted; only with 'gelu'"
         )
+    width, num_heads = (
+        field.size(fields, name) for name in ("decoder_embed_dim", "decoder_retention_heads")
+    )
     return {
-        "value_size": 2
-        * field.size(fields, "decoder_embed_dim")
-        // field.size(fields, "decoder_retention_heads"),
+        "value_size": 2 * width // num_heads,
         "norm_eps": field.number(fields, "layernorm_eps", 1e-5),
         "head_norm_eps": 1e-6 if head_norm_eps is None else head_norm_eps,
         "ffn_norm": "layers.0.ffn.ffn_layernorm.weight" in weights,

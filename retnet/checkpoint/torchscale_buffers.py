@@ -46,7 +46,7 @@ def _frequencies_of(stored: Tensor) -> RotaryFrequencies:
     """The frequencies that stored angles [K] are, each of which is there twice."""
     schedules: tuple[RotaryFrequencies, ...] = ("torchscale", "rope")
     for schedule in schedules:
-        if _agree(stored, _angles(len(stored), schedule)):
+        if _agree(stored, _angles(stored.numel(), schedule)):
             return schedule
     raise CheckpointError(f"{ANGLE} holds angles of no schedule that is known here")
 

@@ -32,6 +32,7 @@ FIELDS: dict[str, Any] = {
     "conv_size": 4,
     "use_output_gate": True,
     "elementwise_affine": True,
+    "fuse_norm": True,
     "norm_eps": 1e-3,
     "vocab_size": VOCAB,
     "tie_word_embeddings": False,
