@@ -45,6 +45,7 @@ class Conversion:
 
     Attributes:
         layout: the other project's.
+        version: of that layout, where there are several; else "".
         config: the model's, in our terms.
         num_parameters: its weights, those that are tied counted once.
         dtype: of its weights, as safetensors and torch name it; several with commas.
@@ -53,6 +54,7 @@ class Conversion:
     """
 
     layout: Layout
+    version: str
     config: ModelConfig
     num_parameters: int
     dtype: str
@@ -212,6 +214,7 @@ def _conversion(layout: Layout, model: RetNet, files: tuple[str, ...]) -> Conver
     dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in model.parameters()})
     return Conversion(
         layout=layout,
+        version={"torchscale": torchscale.version(model.config), "syncdoth": "2"}.get(layout, ""),
         config=model.config,
         num_parameters=sum(tensor.numel() for tensor in model.parameters()),
         dtype=", ".join(dtypes),

@@ -132,6 +132,11 @@ def to_torchscale(model: RetNet) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return state_dict | buffers_of(config), _written_fields(config)
 
 
+def version(config: ModelConfig) -> str:
+    """Which version of torchscale has such models: "1" (July to September 2023) or "2"."""
+    return "1" if config.bias else "2"
+
+
 def exactness(config: ModelConfig, project: str = "torchscale", until: str = "up to 0.3.0") -> str:
     """Which form of torchscale's a model of ours is, and with which epsilons, in words.
 

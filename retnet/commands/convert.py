@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Literal
 
 from jsonargparse import ArgumentParser
 
-from retnet.commands.flags import Command, UsageError, Values, add_flag
+from retnet.commands.flags import Command, UsageError, Values, add_flag, naming_flags
 
 if TYPE_CHECKING:
     from retnet.checkpoint.convert import Conversion
@@ -54,7 +54,8 @@ def _run(values: Values) -> int:
     from retnet.checkpoint.convert import export_checkpoint, import_checkpoint
 
     console = Console(highlight=False)
-    with console.status(f"Converting {source} ...", spinner="line"):
+    flags = {name: f"--{name}" for name in ("score_norm", "head_norm_eps")}
+    with naming_flags(flags), console.status(f"Converting {source} ...", spinner="line"):
         if values["to"] is not None:
             done = export_checkpoint(source, destination, layout=values["to"])
         else:
@@ -74,7 +75,8 @@ def _run(values: Values) -> int:
 
 
 def _imported(done: "Conversion", source: str, destination: str) -> list[str]:
-    lines = [f"{source} is {done.layout}'s: {_sizes(done)}", f"Exact: {done.exactness}."]
+    version = f" (version {done.version})" if done.version else ""
+    lines = [f"{source} is {done.layout}'s{version}: {_sizes(done)}", f"Exact: {done.exactness}."]
     place = shlex.quote(destination)
     if "tokenizer.json" in done.files:
         lines.append(f'Write with it: retnet generate "..." --model {place}')

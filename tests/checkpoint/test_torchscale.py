@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from retnet.checkpoint import CheckpointError, from_torchscale, to_torchscale
-from retnet.checkpoint.torchscale import exactness
+from retnet.checkpoint.torchscale import exactness, version
 from retnet.config import ModelConfig
 from retnet.generation import SamplingParams, generate
 from retnet.model import RetNet
@@ -319,6 +319,7 @@ def test_version_1(with_norm: bool, head_eps: float | None) -> None:
     expected = version_1_by_hand(weights, tokens, head_eps=head_eps or 1e-6)
     assert (model(tokens[None])[0][0] - expected).abs().max() < 1e-11
     assert "1e-06" in exactness(model.config) or head_eps
+    assert version(model.config) == "1"
 
 
 def test_the_models_weights_are_the_given_ones() -> None:

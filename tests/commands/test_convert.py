@@ -58,7 +58,10 @@ def test_there_and_back(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
     assert main(["convert", "theirs", "out of it"]) == 0
     out = " ".join(capsys.readouterr().out.split())
-    assert "theirs is torchscale's: 1 layers, width 16, 2 heads with keys of 8 and values" in out
+    assert (
+        "theirs is torchscale's (version 2): 1 layers, width 16, 2 heads with keys of 8 and values"
+        in out
+    )
     assert "parameters, float32" in out
     assert "recurrent form (a head's output over sqrt(Z_n)) with epsilon 1e-05" in out
     assert "retnet generate \"...\" --model 'out of it'" in out
@@ -84,6 +87,17 @@ def test_flags_reach_the_conversion(here: Path, capsys: pytest.CaptureFixture[st
     assert "parallel form up to 0.3.0" in " ".join(capsys.readouterr().out.split())
     config = load_checkpoint(here / "new").config
     assert (config.score_norm, config.head_norm_eps) == ("paper", 1e-4)
+
+
+def test_flags_that_do_not_go_with_it(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_ours(here / "ours", score_norm="none", rotary_frequencies="rope", rotary_pairing="halves")
+    assert main(["convert", "--to", "fla", "ours", "theirs"]) == 0
+    error = refusal(capsys, "theirs", "new", "--score_norm", "paper")
+    assert "--score_norm is for torchscale and syncdoth; fla divides by nothing" in error
+    error = refusal(capsys, "theirs", "new", "--from", "torchscale")
+    assert "theirs is fla's by its fields and names, not torchscale's" in error
+    assert main(["convert", "--from", "fla", "theirs", "new"]) == 0
+    assert "theirs is fla's: 1 layers" in capsys.readouterr().out
 
 
 def test_writing_with_another_tokenizer(
