@@ -53,19 +53,22 @@ def test_what_cannot_be_coded_is_refused() -> None:
 
 
 def test_transformers_load_the_saved_files_alone(tmp_path: Path) -> None:
-    """AutoTokenizer gives our ids, adds none of its own, and never parses specials in text."""
+    """AutoTokenizer gives our ids after bos, and never parses specials in text."""
     from transformers import AutoTokenizer
 
     ours = ByteTokenizer()
     ours.save(tmp_path)
     theirs = AutoTokenizer.from_pretrained(tmp_path)
     text = AWKWARD + bytes(range(128)).decode() + "".join(map(chr, range(0x80, 0x180)))
-    assert theirs(text)["input_ids"] == ours.encode(text)
+    assert theirs(text)["input_ids"] == [ours.bos_id, *ours.encode(text)]
+    assert theirs(text, add_special_tokens=False)["input_ids"] == ours.encode(text)
+    assert theirs.decode(theirs(text)["input_ids"], skip_special_tokens=True) == text
+    assert theirs("a", "b")["input_ids"] == [1, 100, 1, 101]
     assert theirs.decode(ours.encode(text)) == text
     assert (theirs.pad_token_id, theirs.bos_token_id, theirs.eos_token_id) == (0, 1, 2)
     assert len(theirs) == 259
     padded = theirs(["a", "abc"], padding=True)
-    assert padded["input_ids"][0] == [0, 0, 100]
+    assert padded["input_ids"][0] == [0, 0, 1, 100]
 
 
 def test_loading(tmp_path: Path) -> None:
