@@ -1,0 +1,73 @@
+"""A RetNet outside of Python: the one-token step as a graph of tensors, for torch.export and ONNX.
+
+A step reads and writes a state of constant size, which is all that a program in another language
+has to keep between two tokens.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+from retnet.model import RetNet, RetNetState
+from retnet.ops import retention_recurrent
+
+
+class DecodingStep(nn.Module):
+    """A token a row and a state in, scores and a state out; tensors only.
+
+    forward(tokens [B] int64, position [B] int64, *states), where the states are L tensors
+    [B, H, K, V] in fp32: zeros, and position 0, before the first token. Returns (logits
+    [B, vocab_size], position, *states), to be handed in with the next token.
+    """
+
+    def __init__(self, model: RetNet) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens: Tensor, position: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+        """One token further (Eq. 6)."""
+        state = RetNetState(states, position)
+        logits, state = self.model(tokens[:, None], state, retain=retention_recurrent)
+        return logits[:, 0], state.position, *state.layers
+
+    def start(self, batch_size: int) -> tuple[Tensor, ...]:
+        """(position, *states) of rows that have read nothing."""
+        weight = self.model.backbone.embed_tokens.weight
+        dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        config = self.model.config
+        states = [
+            torch.zeros(batch_size, *config.state_shape, dtype=dtype, device=weight.device)
+            for _ in range(config.num_layers)
+        ]
+        position = torch.zeros(batch_size, dtype=torch.int64, device=weight.device)
+        return position, *states
+
+
+@torch.no_grad()
+def export_onnx(model: RetNet, path: str | Path) -> None:
+    """Write the one-token step of a model as ONNX, for any number of rows.
+
+    Inputs are named tokens, position, state_0, ...; outputs logits, next_position, next_state_0,
+    ...; shapes and dtypes as in `DecodingStep`. Large weights go to a file beside it. Raises
+    ImportError where onnx or onnxscript is missing: pip install 'retnet[onnx]'.
+    """
+    step = DecodingStep(model).eval()
+    tokens = torch.zeros(2, dtype=torch.int64, device=model.backbone.embed_tokens.weight.device)
+    rows = {0: Dim("batch", min=1)}
+    states = [f"state_{i}" for i in range(model.config.num_layers)]
+    torch.onnx.export(
+        step,
+        (tokens, *step.start(2)),
+        Path(path),
+        dynamo=True,
+        input_names=["tokens", "position", *states],
+        output_names=["logits", "next_position", *(f"next_{name}" for name in states)],
+        dynamic_shapes={
+            "tokens": rows,
+            "position": rows,
+            "states": (rows,) * model.config.num_layers,
+        },
+        verbose=False,
+    )
