@@ -25,6 +25,7 @@ class DecodingStep(nn.Module):
     def __init__(self, model: RetNet) -> None:
         super().__init__()
         self.model = model
+        self.train(model.training)
 
     def forward(self, tokens: Tensor, position: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
         """One token further (Eq. 6)."""
@@ -53,7 +54,7 @@ def export_onnx(model: RetNet, path: str | Path) -> None:
     ...; shapes and dtypes as in `DecodingStep`. Large weights go to a file beside it. Raises
     ImportError where onnx or onnxscript is missing: pip install 'retnet[onnx]'.
     """
-    step = DecodingStep(model).eval()
+    step = DecodingStep(model)
     tokens = torch.zeros(2, dtype=torch.int64, device=model.backbone.embed_tokens.weight.device)
     rows = {0: Dim("batch", min=1)}
     states = [f"state_{i}" for i in range(model.config.num_layers)]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from retnet.config import ModelConfig
+from retnet.export import DecodingStep, export_onnx
 from retnet.model import RetNet, RetNetState
 from retnet.ops import retention_chunkwise, retention_recurrent
 from retnet.position import Retention
@@ -64,18 +65,6 @@ class Continue(nn.Module):
     def forward(self, tokens: Tensor, position: Tensor, *layers: Tensor) -> tuple[Tensor, ...]:
         logits, state = self.model(tokens, RetNetState(layers, position), retain=self.retain)
         return logits, state.position, *state.layers
-
-
-class Step(nn.Module):
-    """A token a row [B] and a state -> logits [B, vocab_size] and the state after, as tensors."""
-
-    def __init__(self, model: RetNet) -> None:
-        super().__init__()
-        self.read = Continue(model, retention_recurrent)
-
-    def forward(self, tokens: Tensor, position: Tensor, *layers: Tensor) -> tuple[Tensor, ...]:
-        logits, *state = self.read(tokens[:, None], position, *layers)
-        return logits[:, 0], *state
 
 
 def state_after(model: RetNet, tokens: Tensor) -> RetNetState:
@@ -186,17 +175,18 @@ def test_an_exported_model_trains() -> None:
     assert_close(*gradients)
 
 
-def onnx_session(
-    step: Step, inputs: tuple[Tensor, ...], path: Path
-) -> Callable[..., tuple[Tensor, ...]]:
-    """What onnxruntime makes of a step, called with tensors."""
+def onnx_session(model: RetNet, path: Path) -> Callable[..., tuple[Tensor, ...]]:
+    """What onnxruntime makes of a model's step, called with tensors."""
     pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")
-    shapes = dynamic_shapes(len(inputs) - 2, BATCH)
-    torch.onnx.export(step, inputs, path, dynamo=True, dynamic_shapes=shapes, verbose=False)
+    export_onnx(model, path)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     names = [each.name for each in session.get_inputs()]
+    states = [f"state_{i}" for i in range(model.config.num_layers)]
+    assert names == ["tokens", "position", *states]
+    after = ["logits", "next_position", *(f"next_{name}" for name in states)]
+    assert [each.name for each in session.get_outputs()] == after
 
     def run(*inputs: Tensor) -> tuple[Tensor, ...]:
         feed = {name: x.numpy() for name, x in zip(names, inputs, strict=True)}
@@ -222,15 +212,26 @@ def test_onnx_writes_the_same(
 ) -> None:
     """200 tokens, each the likeliest."""
     model = make_model(score_norm=score_norm, rotary_pairing=rotary_pairing, decay=decay)
-    step = Step(model).eval()
-    graph = onnx_session(step, arguments(model, drawn_tokens(3, 1)[:, 0]), tmp_path / "step.onnx")
-    actual = expected = arguments(model, drawn_tokens(2, 1)[:, 0])
+    step = DecodingStep(model)
+    graph = onnx_session(model, tmp_path / "step.onnx")
+    actual = expected = (drawn_tokens(3, 1)[:, 0], *step.start(3))
     for _ in range(200):
         actual, expected = graph(*actual), step(*expected)
         assert_close(actual, expected)
         tokens, expected_tokens = (each[0].argmax(dim=-1) for each in (actual, expected))
         assert torch.equal(tokens, expected_tokens)
         actual, expected = (tokens, *actual[1:]), (expected_tokens, *expected[1:])
+
+
+def test_a_step_reads_as_the_model_does() -> None:
+    model = make_model()
+    tokens = drawn_tokens(2, 7)
+    step = DecodingStep(model)
+    memory = step.start(2)
+    for i in range(7):
+        logits, *memory = step(tokens[:, i], *memory)
+        assert_close((logits,), (model(tokens)[0][:, i],))
+    assert_close(tuple(memory[1:]), state_after(model, tokens).layers)
 
 
 @exports_to_onnx
@@ -242,9 +243,9 @@ def test_onnx_far_out_with_heads_that_hardly_forget(tmp_path: Path) -> None:
     model = make_model(
         num_layers=1, d_model=128, num_heads=64, score_norm="decay", decay="equation8"
     )
-    step = Step(model).eval()
+    step = DecodingStep(model)
     token, position, layer = arguments(model, drawn_tokens(2, 1)[:, 0])
-    graph = onnx_session(step, (token, position, layer), tmp_path / "step.onnx")
+    graph = onnx_session(model, tmp_path / "step.onnx")
     for far in (0, 1_000_003, 10**8):
         inputs = token, position + far, layer
         assert_close(graph(*inputs), step(*inputs))

@@ -23,6 +23,7 @@ BELOW: dict[str, set[str]] = {
     "layers": {"position"},
     "mixers": {"layers"},
     "model": {"layers"},
+    "export": {"model"},
     "checkpoint": {"model"},
     "generation": {"model"},
     "text": {"generation"},

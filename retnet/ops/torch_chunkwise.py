@@ -28,6 +28,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from retnet.ops.precision import matmul_dtype, without_autocast
 from retnet.ops.reference import accumulation_dtype, segment_runs
@@ -64,6 +65,12 @@ def retention_chunkwise(
     batch, _, heads, key_size = q.shape
     if state is None:
         state = q.new_zeros(batch, heads, key_size, v.shape[3], dtype=accumulation_dtype(v.dtype))
+    if key_size == 1:
+        # With a second entry of zeros: a product with a single row sums in another order, which on
+        # some CPUs depends on where in memory its result lies, and so on the rows beside it.
+        q, k, state = pad(q, (0, 1)), pad(k, (0, 1)), pad(state, (0, 0, 0, 1))
+        out, state = retention_chunkwise(q, k, v, log_decay, state, segment_ids, chunk_size)
+        return out, state[:, :, :1]
     runs = None if segment_ids is None else segment_runs(segment_ids, q)
     if torch.compiler.is_compiling():
         return _chunkwise_operator(q, k, v, state, log_decay, runs, chunk_size)
