@@ -3,7 +3,7 @@
 No `from __future__ import annotations` here: Transformers reads the annotations themselves.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple, Self
@@ -77,21 +77,21 @@ class RetNetPreTrainedModel(PreTrainedModel):
         assert isinstance(value, nn.Embedding)
         self.backbone.embed_tokens = value
 
-    @classmethod
-    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
-        """As in Transformers, but a checkpoint whose backbone is not whole is a ValueError."""
-        loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
-        model, info = loaded
-        model._refuse_broken_weights(info)
-        return (model, info) if output_loading_info else model
+    @staticmethod
+    def _finalize_model_loading(model: Any, load_config: Any, loading_info: Any) -> Any:
+        """As in Transformers, but weights that are not a whole backbone's are a ValueError.
 
-    def _refuse_broken_weights(self, info: dict[str, Any]) -> None:
+        Not in `from_pretrained`: of a folder of adapters it reports on them, not on their base.
+        """
+        loading_info = PreTrainedModel._finalize_model_loading(model, load_config, loading_info)
+        model._refuse_broken_weights(loading_info.missing_keys, loading_info.unexpected_keys)
+        return loading_info
+
+    def _refuse_broken_weights(self, missing: Iterable[str], unexpected: Iterable[str]) -> None:
         """ValueError where weights are missing, not of this model, or not finite."""
         prefix = f"{self.base_model_prefix}."
-        problems = [f"{n} is missing" for n in info["missing_keys"] if n.startswith(prefix)]
-        problems += [
-            f"{n} is not of this model" for n in info["unexpected_keys"] if n.startswith(prefix)
-        ]
+        problems = [f"{name} is missing" for name in missing if name.startswith(prefix)]
+        problems += [f"{n} is not of this model" for n in unexpected if n.startswith(prefix)]
         problems += [
             f"{name} is not finite"
             for name, weight in self.named_parameters()
