@@ -5,7 +5,7 @@ spoil it.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import exp, log, log1p
 
 import torch
@@ -38,6 +38,12 @@ class TokenContext:
     mask: Tensor | None
     segment_ids: Tensor | None
     retain: Retention
+
+    def to(self, device: torch.device | str | int) -> "TokenContext":
+        """The same on another device: what accelerate calls where layers lie on several."""
+        names = ("query_rotation", "key_rotation", "score_scale", "mask", "segment_ids")
+        found = {name: getattr(self, name) for name in names}
+        return replace(self, **{name: x.to(device) for name, x in found.items() if x is not None})
 
 
 def log_decays(rule: DecayRule | Sequence[float], num_heads: int) -> Tensor:

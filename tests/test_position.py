@@ -221,6 +221,21 @@ def test_context_of_bf16_layers_is_fp32_of_fp64() -> None:
     assert exact.score_scale.shape == (1, 3, config.num_heads, 1)
 
 
+def test_a_context_moves_to_another_device() -> None:
+    """All of it but the decays, which stay on the CPU wherever a layer is."""
+    tokens = torch.zeros(1, 3, dtype=torch.int64)
+    context = make_context(
+        ModelConfig(d_model=32, score_norm="paper"),
+        torch.arange(3)[None],
+        mask=tokens == 0,
+        segment_ids=tokens,
+        retain=retention_chunkwise,
+        dtype=torch.float32,
+    )
+    moved = {name for name, x in vars(context.to("meta")).items() if getattr(x, "is_meta", False)}
+    assert moved == vars(context).keys() - {"log_decay", "retain"}
+
+
 def positions_by_hand(first: int, mask: list[bool], ids: list[int]) -> tuple[list[int | None], int]:
     """Each real token's position in its segment (None for padding), and the next one's."""
     positions: list[int | None] = []

@@ -65,8 +65,9 @@ class RetNetCacheLayer(CacheLayerMixin):
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Take the rows in this order; one may come more than once."""
         if self.state is not None and self.position is not None:
-            index = beam_idx.to(self.state.device)
-            self.state, self.position = self.state[index], self.position[index]
+            # Layers on several devices share the position, which is on the first of them.
+            self.state = self.state[beam_idx.to(self.state.device)]
+            self.position = self.position[beam_idx.to(self.position.device)]
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep these rows."""
