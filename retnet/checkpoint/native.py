@@ -121,6 +121,11 @@ def load_checkpoint(
     """
     directory = Path(directory)
     config = read_config(directory)
+    if "quantization_config" in read_fields(directory):
+        raise CheckpointError(
+            f"{directory} holds quantised weights, which only transformers reads: import "
+            "retnet.hf, then AutoModelForCausalLM.from_pretrained"
+        )
     weights = _of_whole_model(read_weights(directory), config, directory)
     where = f"{directory}: weights and {CONFIG_FILE} disagree"
     check_weights(weights, expected_shapes(config), where)

@@ -516,3 +516,13 @@ def test_saving_a_state_nowhere(tmp_path: Path) -> None:
     _, state = model(drawn_tokens(1, 2))
     with pytest.raises(CheckpointError, match="could not save the state to"):
         save_state(tmp_path / "missing" / "state.safetensors", state, model)
+
+
+def test_quantised_weights(tmp_path: Path) -> None:
+    """Those that transformers' quantisers save."""
+    save_checkpoint(tmp_path, make_model())
+    path = tmp_path / CONFIG_FILE
+    fields = {"transformers_version": "5.23.0", "quantization_config": {"quant_method": "torchao"}}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+    with pytest.raises(CheckpointError, match="quantised weights, which only transformers reads"):
+        load_checkpoint(tmp_path)
