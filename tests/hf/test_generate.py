@@ -1,6 +1,9 @@
 """`generate` in all the ways people call it: with the cache as without, padded as alone."""
 
+import subprocess
+import sys
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 import pytest
@@ -14,6 +17,7 @@ from retnet.generation import SamplingParams
 from retnet.generation import generate as own_generate
 from retnet.hf import RetNetCache, RetNetForCausalLM
 
+ROOT = Path(__file__).parents[2]
 GREEDY: dict[str, Any] = {"do_sample": False, "eos_token_id": None}
 
 
@@ -220,6 +224,29 @@ def test_state_bytes_stay(make_model: Any, ids: Tensor) -> None:
         == start
         == 2 * 4 * model.config.to_model_config().state_numbers
     )
+
+
+def test_memory_stays() -> None:
+    """2,000 tokens raise a fresh process no further above its model than 200 do, but for noise."""
+    script = """
+        import torch
+        from retnet.hf import RetNetConfig, RetNetForCausalLM
+        from retnet.measure import peak_rise_bytes
+
+        torch.set_num_threads(1)
+        model = RetNetForCausalLM(RetNetConfig(d_model=64, num_layers=2, num_heads=2)).eval()
+        ids = torch.randint(3, 259, (4, 16))
+
+        def write(num_tokens):
+            model.generate(ids, max_new_tokens=num_tokens, do_sample=False, eos_token_id=None)
+
+        write(200)
+        print(*(peak_rise_bytes(lambda: write(number)) for number in (200, 2000)))
+    """
+    command = [sys.executable, "-c", dedent(script)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    short, long = map(int, done.stdout.split())
+    assert long - short < 2**20, f"{short} bytes for 200 tokens, {long} for 2,000"
 
 
 @pytest.mark.parametrize(
