@@ -60,7 +60,9 @@ class RetNetBackbone(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model)
+        # Given its weight, it isn't drawn here, for which torch would import half of its compiler.
+        weight = torch.empty(config.vocab_size, config.d_model)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model, _weight=weight)
         self.embedding_norm = None
         if config.embedding_norm:
             self.embedding_norm = make_norm(config.norm, config.d_model, config.norm_eps)
@@ -86,9 +88,12 @@ class RetNetBackbone(nn.Module):
         retain: Retention = retention_chunkwise,
         mask: Tensor | None = None,
         segment_ids: Tensor | None = None,
+        block_inputs: list[Tensor] | None = None,
     ) -> tuple[Tensor, RetNetState]:
         """Embeddings x [B, T, D] to features [B, T, D], and the state after; see
         `RetNet.features`.
+
+        block_inputs: a list that is given what each block reads, [B, T, D].
         """
         first = None if state is None else state.position
         positions, after = token_positions(x[..., 0], first, mask, segment_ids)
@@ -99,6 +104,8 @@ class RetNetBackbone(nn.Module):
             x = self.embedding_norm(x)
         states: list[Tensor] = []
         for layer, before in zip(self.layers, self._layer_states(state, x.shape[0]), strict=True):
+            if block_inputs is not None:
+                block_inputs.append(x)
             x, layer_state = self._run(layer, x, context, before)
             states.append(layer_state)
         return self.norm(x), RetNetState(tuple(states), after)
@@ -178,8 +185,9 @@ class RetNet(nn.Module):
 
     def logits(self, features: Tensor) -> Tensor:
         """The scores of each next token: [..., D] -> [..., vocab_size]."""
-        head = self.backbone.embed_tokens if self.lm_head is None else self.lm_head
-        return F.linear(features, head.weight)
+        if self.lm_head is None:
+            return F.linear(features, self.backbone.embed_tokens.weight)
+        return self.lm_head(features)
 
     def forward(
         self,

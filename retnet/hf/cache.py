@@ -115,8 +115,14 @@ class RetNetCache(Cache):
     def from_state(cls, state: RetNetState, config: RetNetConfig) -> Self:
         """A cache that goes on from a state, such as one that was saved.
 
-        Its rows count as many columns as the longest has read.
+        Its rows count as many columns as the longest has read. ValueError for the state of a model
+        with another number of layers.
         """
+        if len(state.layers) != config.num_layers:
+            raise ValueError(
+                f"state must have {config.num_layers} layers, got {len(state.layers)}; it belongs "
+                "to another model"
+            )
         cache = cls(config)
         cache.set_state(state, int(state.position.max()))
         return cache

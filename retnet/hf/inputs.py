@@ -7,7 +7,6 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from retnet.config import ModelConfig
-from retnet.generation import check_left_padding
 from retnet.hf.cache import RetNetCache
 from retnet.model import RetNetState
 
@@ -24,20 +23,49 @@ class Padding:
     is_right: bool
 
 
+def check_shapes(
+    x: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None, num_columns: int
+) -> None:
+    """ValueError for a mask or positions that don't belong to embeddings x [B, T].
+
+    num_columns: those read before.
+    """
+    if x.dim() != 3:
+        raise ValueError(
+            f"input_ids must be [B, T], got {list(x.shape[:-1])}; wrap a row in a list"
+        )
+    batch, length = x.shape[:2]
+    if position_ids is not None:
+        rows, columns = position_ids.shape if position_ids.dim() == 2 else (0, 0)
+        if columns != length or (rows != batch and rows != 1):
+            raise ValueError(
+                f"position_ids must be [{batch}, {length}] or [1, {length}], one for each new "
+                f"token, got {list(position_ids.shape)}"
+            )
+    if attention_mask is None:
+        return
+    if attention_mask.dim() != 2:
+        raise ValueError(
+            f"attention_mask must be [B, T], with 1 for tokens and 0 for padding, got "
+            f"{list(attention_mask.shape)}; retention has no masks of scores: pass seq_idx for "
+            "documents packed in a row"
+        )
+    rows, columns = attention_mask.shape
+    if rows != batch or columns < length or (num_columns == 0 and columns != length):
+        raise ValueError(
+            f"attention_mask must be [{batch}, {num_columns} columns read before + {length}] or "
+            f"[{batch}, {length}], got {list(attention_mask.shape)}"
+        )
+
+
 def read_padding(attention_mask: Tensor | None, num_tokens: int) -> Padding:
     """The part of an attention mask [B, columns so far + T] that is about the last T columns.
 
-    ValueError for masks of attention scores (4-D), and for padding between tokens.
+    ValueError for padding between tokens.
     """
     if attention_mask is None:
         return Padding(None, False)
-    if attention_mask.dim() != 2 or attention_mask.shape[1] < num_tokens:
-        raise ValueError(
-            f"attention_mask must be [B, T], with 1 for tokens and 0 for padding, and T at least "
-            f"the {num_tokens} new tokens, got {list(attention_mask.shape)}; retention has no "
-            "masks of scores: pass seq_idx for documents packed in a row"
-        )
-    mask = attention_mask[:, -num_tokens:].bool()
+    mask = attention_mask[:, attention_mask.shape[1] - num_tokens :].bool()
     if torch.compiler.is_compiling():  # values can't be looked at
         return Padding(mask, False)
     if mask.all():
@@ -78,51 +106,78 @@ def past_state(
             f"past_key_values must hold {config.num_layers} states {list(shape)}, got "
             f"{len(shapes)} of {list(shapes[0])}; it belongs to another model or batch"
         )
-    if padding.mask is not None and not torch.compiler.is_compiling():
-        check_left_padding(padding.mask, state)
+    if padding.mask is None or torch.compiler.is_compiling():
+        return state
+    if (~padding.mask[:, :1] & (state.position > 0)[:, None]).any():
+        raise ValueError(
+            "attention_mask must not begin with padding in rows that past_key_values has read "
+            "tokens of: it would age their state; batch rows of one length, or pad what the "
+            "cache reads first"
+        )
     return state
 
 
 def read_segments(
+    num_tokens: int,
+    *,
     seq_idx: Tensor | None,
+    cu_seq_lens: Tensor | None,
     position_ids: Tensor | None,
     padding: Padding,
     state: RetNetState | None,
 ) -> Tensor | None:
-    """Which document each token belongs to, [B, T], or None where each row holds one.
+    """Which document each token belongs to, [B, T] or [1, T], or None where each row holds one.
 
-    From `seq_idx` where it is given, else from position_ids that begin again at 0. What else they
-    say is only checked: a token's position follows from those before it.
+    From `seq_idx` where it is given, else from `cu_seq_lens`, the columns [documents + 1] at which
+    the documents of a single row begin and end; else from position_ids that begin again at 0. What
+    else those say is only checked: a token's position follows from those before it.
     """
-    if seq_idx is not None or position_ids is None:
+    starts = None if position_ids is None else _document_starts(position_ids, padding.mask)
+    if position_ids is not None and starts is not None and not torch.compiler.is_compiling():
+        _check_positions(position_ids, starts, padding.mask, state)
+    if seq_idx is not None:
         return seq_idx
-    if padding.mask is not None:
-        position_ids = position_ids.expand_as(padding.mask)
-    follows = position_ids.diff(dim=1) == 1
-    if padding.mask is not None:  # the positions of padding mean nothing
-        follows = follows | ~padding.mask[:, :-1] | ~padding.mask[:, 1:]
-    if not torch.compiler.is_compiling():
-        _check_positions(position_ids, follows, padding, state)
-        if follows.all():
-            return None
-    return pad(~follows, (1, 0)).cumsum(dim=1)
+    if cu_seq_lens is not None:
+        return _runs_between(cu_seq_lens, num_tokens)
+    if starts is None or (not torch.compiler.is_compiling() and not starts.any()):
+        return None
+    return pad(starts, (1, 0)).cumsum(dim=1)
+
+
+def _document_starts(position_ids: Tensor, mask: Tensor | None) -> Tensor:
+    """Where the positions of two tokens don't follow each other: bool [B, T - 1]."""
+    starts = position_ids.diff(dim=1) != 1
+    # The positions of padding mean nothing.
+    return starts if mask is None else starts & mask[:, :-1] & mask[:, 1:]
+
+
+def _runs_between(cu_seq_lens: Tensor, num_tokens: int) -> Tensor:
+    if not torch.compiler.is_compiling() and int(cu_seq_lens[-1]) != num_tokens:
+        raise ValueError(
+            f"cu_seq_lens_q must end at the {num_tokens} tokens of its row, got "
+            f"{cu_seq_lens.tolist()}; pass position_ids or seq_idx for several rows"
+        )
+    columns = torch.arange(num_tokens, device=cu_seq_lens.device)
+    return torch.bucketize(columns, cu_seq_lens[1:], right=True)[None]
 
 
 def _check_positions(
-    position_ids: Tensor, follows: Tensor, padding: Padding, state: RetNetState | None
+    position_ids: Tensor, starts: Tensor, mask: Tensor | None, state: RetNetState | None
 ) -> None:
-    if (position_ids[:, 1:][~follows] != 0).any():
+    if (starts & (position_ids[:, 1:] != 0)).any():
         raise ValueError(
             "position_ids must count up by one, or begin again at 0 with another document, got "
             "a jump; retention forgets by the token, so that positions can't be left out"
         )
-    if state is None:
+    if state is None or position_ids.shape[1] == 0:
         return  # where a first document begins makes no difference: rotations are relative
-    is_token = torch.ones_like(position_ids, dtype=torch.bool)
-    first = (is_token if padding.mask is None else padding.mask).int().argmax(dim=1)
-    begins = position_ids.gather(1, first[:, None].expand(len(position_ids), 1))[:, 0]
-    if (begins != state.position).any():
+    if mask is None:
+        mask = torch.ones_like(position_ids, dtype=torch.bool)
+    first = mask.int().argmax(dim=1, keepdim=True)
+    begins = position_ids.expand_as(mask).gather(1, first)[:, 0]
+    if ((begins != state.position) & mask.any(dim=1)).any():
         raise ValueError(
             f"position_ids must go on where the cache stopped, at {state.position.tolist()}, got "
-            f"{begins.tolist()}; positions count tokens, not padding"
+            f"{begins.tolist()}; positions count tokens, not padding, and a prompt must go beyond "
+            "what the cache has read"
         )

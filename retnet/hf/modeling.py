@@ -3,8 +3,8 @@
 No `from __future__ import annotations` here: Transformers reads the annotations themselves.
 """
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, Self
 
@@ -21,7 +21,7 @@ from transformers.utils.generic import can_return_tuple
 
 from retnet.hf.cache import RetNetCache
 from retnet.hf.configuration import RetNetConfig
-from retnet.hf.inputs import past_state, read_padding, read_segments
+from retnet.hf.inputs import check_shapes, past_state, read_padding, read_segments
 from retnet.model import RetNet, RetNetBackbone, initialise_parameter_
 from retnet.ops import retention_chunkwise, retention_recurrent
 from retnet.position import Retention
@@ -49,10 +49,13 @@ class RetNetPreTrainedModel(PreTrainedModel):
     attention_mask: [B, T] or [B, columns read before + T], 1 for tokens and 0 for padding: on the
         left, or on the right where no cache is kept.
     position_ids: [B, T] or [1, T]; where they begin again at 0, another document does.
-    seq_idx: [B, T], the number of the document that each token of a packed row belongs to.
+    seq_idx: [B, T], the number of the document that each token of a packed row belongs to; or
+        cu_seq_lens_q, [documents + 1], where those of a single row begin and end. The first
+        document of a call goes on from the cache.
     past_key_values: a `RetNetCache`; changed by the call, as caches of Transformers are.
-    use_cache: whether to hand out a cache. By default as the configuration says, but not in
-        training, nor with padding on the right, whose state would be of no use.
+    use_cache: whether to hand out a cache. By default where one is passed; else as the
+        configuration says, but not in training, nor with padding on the right, whose state would
+        be of no use.
     output_hidden_states: whether to return what each block was given, and the features.
     """
 
@@ -101,7 +104,8 @@ class RetNetPreTrainedModel(PreTrainedModel):
             listed = "; ".join(sorted(problems)[:3])
             raise ValueError(
                 f"{self.name_or_path}: the weights are not a whole model's ({len(problems)}): "
-                f"{listed}; save it again, or `retnet convert` it if another project wrote it"
+                f"{listed}; drop the settings that you override, save it again, or `retnet "
+                "convert` it if another project wrote it"
             )
 
     @torch.no_grad()
@@ -109,6 +113,9 @@ class RetNetPreTrainedModel(PreTrainedModel):
         """Draw the weights that were not loaded, by the core's rule, which goes by names."""
         names = {each: name for name, each in self.named_modules()}
         name = names.get(module, "embed_tokens")  # new embeddings are not in the model yet
+        if name.split(".")[0] not in ("backbone", "embed_tokens", "lm_head", "score"):
+            super()._init_weights(module)  # of a subclass, whose names mean nothing here
+            return
         for kind, parameter in module.named_parameters(recurse=False):
             if not getattr(parameter, "_is_hf_initialized", False):
                 initialise_parameter_(f"{name}.{kind}", parameter)
@@ -121,17 +128,28 @@ class RetNetPreTrainedModel(PreTrainedModel):
         attention_mask: Tensor | None,
         position_ids: Tensor | None,
         seq_idx: Tensor | None,
+        cu_seq_lens_q: Tensor | None,
         past_key_values: RetNetCache | None,
         use_cache: bool | None,
         output_hidden_states: bool | None,
     ) -> _Features:
         x = self._embedded(input_ids, inputs_embeds)
+        num_columns = 0 if past_key_values is None else past_key_values.get_seq_length()
+        check_shapes(x, attention_mask, position_ids, num_columns)
         padding = read_padding(attention_mask, x.shape[1])
         state = past_state(past_key_values, padding, x.shape[0], self.backbone.config)
-        segments = read_segments(seq_idx, position_ids, padding, state)
+        segments = read_segments(
+            x.shape[1],
+            seq_idx=seq_idx,
+            cu_seq_lens=cu_seq_lens_q,
+            position_ids=position_ids,
+            padding=padding,
+            state=state,
+        )
         if use_cache is None:
-            use_cache = self.config.use_cache and not self.training and not padding.is_right
-        if padding.is_right and (use_cache or state is not None):
+            is_usual = self.config.use_cache and not self.training and not padding.is_right
+            use_cache = past_key_values is not None or is_usual
+        if padding.is_right and use_cache:
             raise ValueError(
                 "attention_mask must pad on the left where a cache is kept, got padding on the "
                 "right, which the state would take for the past; set padding_side='left' on the "
@@ -139,19 +157,20 @@ class RetNetPreTrainedModel(PreTrainedModel):
             )
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
-        with _collected_inputs(self.backbone.layers, bool(output_hidden_states)) as collected:
-            features, state = self.backbone(
-                x,
-                state,
-                retain=self._form(x.shape[1]),
-                mask=padding.mask,
-                segment_ids=None if segments is None else segments.expand(x.shape[:2]),
-            )
+        collected: list[Tensor] | None = [] if output_hidden_states else None
+        features, state = self.backbone(
+            x,
+            state,
+            retain=self._form(x.shape[1]),
+            mask=padding.mask,
+            segment_ids=None if segments is None else segments.expand(x.shape[:2]),
+            block_inputs=collected,
+        )
         cache = None
         if use_cache:
             cache = RetNetCache(self.config) if past_key_values is None else past_key_values
-            cache.set_state(state, cache.get_seq_length() + x.shape[1])
-        return _Features(features, cache, (*collected, features) if output_hidden_states else None)
+            cache.set_state(state, num_columns + x.shape[1])
+        return _Features(features, cache, None if collected is None else (*collected, features))
 
     def _embedded(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
         if input_ids is not None and inputs_embeds is None:
@@ -185,6 +204,7 @@ class RetNetModel(RetNetPreTrainedModel):
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         seq_idx: Tensor | None = None,
+        cu_seq_lens_q: Tensor | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """The features [B, T, D] after the final norm, as `last_hidden_state`."""
@@ -194,6 +214,7 @@ class RetNetModel(RetNetPreTrainedModel):
             attention_mask=attention_mask,
             position_ids=position_ids,
             seq_idx=seq_idx,
+            cu_seq_lens_q=cu_seq_lens_q,
             past_key_values=past_key_values,
             use_cache=use_cache,
             output_hidden_states=output_hidden_states,
@@ -217,7 +238,10 @@ class RetNetForCausalLM(RetNetPreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_retnet(cls, model: RetNet) -> Self:
-        """The same model for Transformers. The two share their weights."""
+        """The same model for Transformers. The two share their weights.
+
+        It knows of no tokenizer: where `generate` should end, say so by eos_token_id.
+        """
         with torch.device("meta"):
             adapter = cls(RetNetConfig.from_model_config(model.config))
         adapter.backbone = model.backbone
@@ -231,8 +255,9 @@ class RetNetForCausalLM(RetNetPreTrainedModel, GenerationMixin):
         """The same model as `retnet.generate` and the rest of this project take it. The two share
         their weights.
         """
+        tied = self.lm_head.weight is self.backbone.embed_tokens.weight
         with torch.device("meta"):
-            model = RetNet(self.config.to_model_config())
+            model = RetNet(replace(self.config.to_model_config(), tie_embeddings=tied))
         model.backbone = self.backbone
         if model.lm_head is not None:
             model.lm_head = self.lm_head
@@ -250,6 +275,7 @@ class RetNetForCausalLM(RetNetPreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         seq_idx: Tensor | None = None,
+        cu_seq_lens_q: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
@@ -265,6 +291,7 @@ class RetNetForCausalLM(RetNetPreTrainedModel, GenerationMixin):
             attention_mask=attention_mask,
             position_ids=position_ids,
             seq_idx=seq_idx,
+            cu_seq_lens_q=cu_seq_lens_q,
             past_key_values=past_key_values,
             use_cache=use_cache,
             output_hidden_states=output_hidden_states,
@@ -305,6 +332,8 @@ class RetNetForCausalLM(RetNetPreTrainedModel, GenerationMixin):
 class RetNetForSequenceClassification(RetNetPreTrainedModel):
     """RetNet with a linear score of each row's last token; see `RetNetPreTrainedModel`."""
 
+    accepts_loss_kwargs = False  # a mean over rows: Trainer has to divide it by its accumulation
+
     def __init__(self, config: RetNetConfig) -> None:
         super().__init__(config)
         self.score = nn.Linear(config.d_model, len(config.id2label or ()), bias=False)
@@ -321,21 +350,26 @@ class RetNetForSequenceClassification(RetNetPreTrainedModel):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
+        seq_idx: Tensor | None = None,
+        cu_seq_lens_q: Tensor | None = None,
         **kwargs: Any,
     ) -> SequenceClassifierOutputWithPast:
-        """`logits` [B, num_labels], and the `loss` given labels.
+        """`logits` [B, num_labels], and the `loss` given labels. A row is one document.
 
         The last token is that of attention_mask; without one, of input_ids other than padding;
         else the last column.
         labels: [B] class numbers, [B] or [B, num_labels] numbers for a regression, [B, num_labels]
             for several labels at once (`config.problem_type`).
         """
+        if seq_idx is not None or cu_seq_lens_q is not None:
+            raise ValueError("a classifier reads one document a row, got a packed row; pad instead")
         read = self._features(
             input_ids,
             inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
             seq_idx=None,
+            cu_seq_lens_q=None,
             past_key_values=past_key_values,
             use_cache=use_cache,
             output_hidden_states=output_hidden_states,
@@ -368,18 +402,3 @@ class RetNetForSequenceClassification(RetNetPreTrainedModel):
         else:
             return columns[-1:].expand(batch)
         return (columns * is_token).argmax(dim=1)
-
-
-@contextmanager
-def _collected_inputs(layers: nn.ModuleList, wanted: bool) -> Iterator[list[Tensor]]:
-    """Inside, what each layer is given first is put into the list, where that is wanted."""
-    collected: list[Tensor] = []
-    hooks = [
-        layer.register_forward_pre_hook(lambda _, args: collected.append(args[0]))
-        for layer in (layers if wanted else ())
-    ]
-    try:
-        yield collected
-    finally:
-        for hook in hooks:
-            hook.remove()

@@ -64,10 +64,20 @@ def test_rows(model: RetNetForCausalLM, ids: Tensor) -> None:
     before = states(cache)
     cache.reorder_cache(torch.tensor([1, 1, 0]))
     assert_equal(cache, [x[[1, 1, 0]] for x in before])
-    cache.batch_select_indices(torch.tensor([2]))
-    assert_equal(cache, [x[[0]] for x in before])
+    cache.batch_select_indices(torch.tensor([0, 2]))
+    assert_equal(cache, [x[[1, 0]] for x in before])
     cache.batch_repeat_interleave(2)
-    assert_equal(cache, [x[[0, 0]] for x in before])
+    assert_equal(cache, [x[[1, 1, 0, 0]] for x in before])
+
+
+def test_from_a_state(model: RetNetForCausalLM, make_config: Any, ids: Tensor) -> None:
+    state = read(model, ids).state
+    assert state is not None
+    cache = RetNetCache.from_state(state, model.config)
+    assert cache.get_seq_length() == 20
+    assert_equal(cache, [*state.layers, state.position])
+    with pytest.raises(ValueError, match="state must have 3 layers, got 2"):
+        RetNetCache.from_state(state, make_config(num_layers=3))
 
 
 def test_not_changed_in_place(model: RetNetForCausalLM, ids: Tensor) -> None:

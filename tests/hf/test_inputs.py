@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from retnet.hf import RetNetForCausalLM, RetNetForSequenceClassification
+from retnet.hf import RetNetCache, RetNetForCausalLM, RetNetForSequenceClassification
 from retnet.hf.inputs import read_padding
 
 NORMS = pytest.mark.parametrize("score_norm", ["none", "paper"])
@@ -63,23 +63,67 @@ def test_use_cache(make_model: Any, ids: Tensor) -> None:
     assert model(ids, use_cache=False).past_key_values is None
     assert model.train()(ids).past_key_values is None
     assert model(ids, use_cache=True).past_key_values is not None
-    assert make_model(use_cache=False)(ids).past_key_values is None
+    model = make_model(use_cache=False)
+    assert model(ids).past_key_values is None
+    for given in (model, make_model().train()):  # a cache that is passed is wanted
+        cache = RetNetCache(model.config)
+        given(ids, past_key_values=cache)
+        assert cache.get_seq_length() == 20
+        given(ids, past_key_values=cache, use_cache=False)
+        assert cache.get_seq_length() == 20
+
+
+@pytest.mark.parametrize("first", [7, 20])
+def test_scoring_after_a_shared_past(model: RetNetForCausalLM, ids: Tensor, first: int) -> None:
+    """Padding on the right is no harm where the state after it isn't kept."""
+    past = torch.cat([ids[:1], ids[:1]])
+    cache = model(past[:, :first], use_cache=True).past_key_values
+    mask = torch.ones(2, 12)
+    mask[0, 9:] = 0
+    got = logits(model, ids[:, :12], attention_mask=mask, past_key_values=cache, use_cache=False)
+    expected = logits(model, torch.cat([past[:, :first], ids[:, :12]], dim=1))[:, first:]
+    torch.testing.assert_close(got[mask.bool()], expected[mask.bool()])
+    with pytest.raises(ValueError, match="or pass use_cache=False"):
+        model(ids[:, :12], attention_mask=mask, past_key_values=cache)
 
 
 @NORMS
-@pytest.mark.parametrize("how", ["position_ids", "seq_idx", "both"])
-def test_packed_rows(make_model: Any, ids: Tensor, score_norm: str, how: str) -> None:
+@pytest.mark.parametrize("how", [["position_ids"], ["seq_idx"], ["position_ids", "seq_idx"]])
+def test_packed_rows(make_model: Any, ids: Tensor, score_norm: str, how: list[str]) -> None:
     """Documents in a row see nothing of each other."""
     model = make_model(score_norm=score_norm)
     position_ids, seq_idx = packed(5, 1, 8, 6)
     given = {"position_ids": position_ids, "seq_idx": seq_idx}
-    options = given if how == "both" else {how: given[how]}
+    options = {name: given[name] for name in how}
     got = logits(model, ids[:1], **options)
     alone = torch.cat([logits(model, part) for part in ids[:1].split([5, 1, 8, 6], 1)], dim=1)
     torch.testing.assert_close(got, alone)
     both_rows = {name: value.expand(2, -1) for name, value in options.items()}
     torch.testing.assert_close(logits(model, ids, **both_rows)[:1], alone)
     torch.testing.assert_close(logits(model, ids, **options)[:1], alone)
+
+
+def test_packed_row_by_its_cuts(model: RetNetForCausalLM, ids: Tensor) -> None:
+    """What DataCollatorWithFlattening says where it is not asked for positions."""
+    cuts = torch.tensor([0, 5, 6, 14, 20], dtype=torch.int32)
+    got = logits(model, ids[:1], cu_seq_lens_q=cuts)
+    torch.testing.assert_close(got, logits(model, ids[:1], seq_idx=packed(5, 1, 8, 6)[1]))
+    with pytest.raises(ValueError, match="cu_seq_lens_q must end at the 20 tokens of its row"):
+        model(ids[:1], cu_seq_lens_q=cuts[:-1])
+
+
+def test_packed_rows_go_on_from_the_cache(model: RetNetForCausalLM, ids: Tensor) -> None:
+    """The first document does; where another begins at the cut, position_ids tell."""
+    position_ids, seq_idx = packed(14, 6)
+    expected = logits(model, ids, seq_idx=seq_idx)
+    cache = model(ids[:, :8], use_cache=True).past_key_values
+    rest = {"seq_idx": seq_idx[:, 8:], "position_ids": position_ids[:, 8:]}
+    got = logits(model, ids[:, 8:], past_key_values=cache, **rest)
+    torch.testing.assert_close(got, expected[:, 8:])
+    cache = model(ids[:, :14], use_cache=True).past_key_values
+    rest = {"seq_idx": seq_idx[:, 14:], "position_ids": position_ids[:, 14:]}
+    with pytest.raises(ValueError, match=r"must go on where the cache stopped, at \[14, 14\]"):
+        model(ids[:, 14:], past_key_values=cache, **rest)
 
 
 def test_packed_rows_leave_the_last_documents_state(model: RetNetForCausalLM, ids: Tensor) -> None:
@@ -111,6 +155,21 @@ def test_positions_of_padding_mean_nothing(model: RetNetForCausalLM, ids: Tensor
         got = logits(model, ids, attention_mask=mask, position_ids=position_ids)
         torch.testing.assert_close(got[0, 6:], expected[0, 6:])
         torch.testing.assert_close(got[1], expected[1])
+        pieces = model(
+            ids[:, :4], attention_mask=mask[:, :4], position_ids=position_ids[:, :4], use_cache=True
+        )
+        got = logits(
+            model,
+            ids[:, 4:],
+            attention_mask=mask,
+            position_ids=position_ids[:, 4:],
+            past_key_values=pieces.past_key_values,
+        )
+        torch.testing.assert_close(got[0, 2:], expected[0, 6:])
+    right = mask.flip(1)
+    position_ids = (right.cumsum(1) - 1).masked_fill(right == 0, 77)
+    got = logits(model, ids, attention_mask=right, position_ids=position_ids)
+    torch.testing.assert_close(got[0, :14], logits(model, ids[:1, :14])[0])
 
 
 def test_positions_that_jump(model: RetNetForCausalLM, ids: Tensor) -> None:
@@ -130,6 +189,24 @@ def test_logits_to_keep(model: RetNetForCausalLM, ids: Tensor, keep: Any) -> Non
     expected = logits(model, ids)
     columns = keep if isinstance(keep, Tensor) else slice(-keep, None)
     torch.testing.assert_close(logits(model, ids, logits_to_keep=keep), expected[:, columns])
+
+
+def test_no_new_tokens(model: RetNetForCausalLM, ids: Tensor) -> None:
+    mask = torch.ones_like(ids)
+    mask[0, :6] = 0
+    cache = model(ids, attention_mask=mask, use_cache=True).past_key_values
+    none = torch.arange(20, 20)[None]
+    out = model(ids[:, :0], attention_mask=mask, position_ids=none, past_key_values=cache)
+    assert out.logits.shape == (2, 0, 259)
+    assert cache.state.position.tolist() == [14, 20]
+
+
+def test_hidden_states_by_the_configuration(make_model: Any, ids: Tensor) -> None:
+    model = make_model(output_hidden_states=True)
+    states = model(ids).hidden_states
+    torch.testing.assert_close(states[0], model.get_input_embeddings()(ids))
+    torch.testing.assert_close(model.lm_head(states[-1]), model(ids).logits)
+    assert model(ids, output_hidden_states=False).hidden_states is None
 
 
 def test_loss(model: RetNetForCausalLM, ids: Tensor) -> None:
@@ -165,6 +242,23 @@ def test_classifier_reads_the_last_token(make_config: Any, ids: Tensor, side: st
     torch.testing.assert_close(got, expected)
 
 
+def test_classifier_goes_on_from_a_cache(make_config: Any, ids: Tensor) -> None:
+    """The mask's last columns are about the new tokens."""
+    model = RetNetForSequenceClassification(make_config()).double().eval()
+    cache = model(ids[:, :12], use_cache=True).past_key_values
+    mask = torch.ones_like(ids)
+    mask[0, 17:] = 0
+    got = model(ids[:, 12:], attention_mask=mask, past_key_values=cache, use_cache=False).logits
+    torch.testing.assert_close(got, logits(model, ids, attention_mask=mask))
+
+
+def test_classifier_has_one_score_a_row(make_config: Any, ids: Tensor) -> None:
+    model = RetNetForSequenceClassification(make_config())
+    for packing in ({"seq_idx": packed(5, 15)[1]}, {"cu_seq_lens_q": torch.tensor([0, 5, 20])}):
+        with pytest.raises(ValueError, match="one document a row"):
+            model(ids, **packing)
+
+
 @pytest.mark.parametrize(
     ("num_labels", "labels", "problem"),
     [
@@ -196,9 +290,24 @@ def test_masks_of_scores(model: RetNetForCausalLM, ids: Tensor) -> None:
         model(ids, attention_mask=torch.ones(2, 1, 20, 20))
 
 
-def test_mask_of_too_few_columns(model: RetNetForCausalLM, ids: Tensor) -> None:
-    with pytest.raises(ValueError, match="at least the 20 new tokens"):
-        model(ids, attention_mask=torch.ones(2, 19))
+@pytest.mark.parametrize("shape", [(2, 19), (2, 21), (3, 20), (1, 20)], ids=str)
+def test_masks_of_another_shape(model: RetNetForCausalLM, ids: Tensor, shape: Any) -> None:
+    """Full or not: padding of another column would be taken for this one's."""
+    with pytest.raises(ValueError, match=r"attention_mask must be \[2, 0 columns .* \+ 20\]"):
+        model(ids, attention_mask=torch.ones(shape))
+
+
+@pytest.mark.parametrize("shape", [(20,), (1, 19), (3, 20)], ids=str)
+def test_positions_of_another_shape(
+    model: RetNetForCausalLM, ids: Tensor, shape: tuple[int, ...]
+) -> None:
+    with pytest.raises(ValueError, match=r"position_ids must be \[2, 20\] or \[1, 20\]"):
+        model(ids, position_ids=torch.arange(shape[-1]).expand(shape))
+
+
+def test_ids_without_rows(model: RetNetForCausalLM, ids: Tensor) -> None:
+    with pytest.raises(ValueError, match=r"input_ids must be \[B, T\], got \[20\]; wrap a row"):
+        model(ids[0])
 
 
 def test_padding_between_tokens(model: RetNetForCausalLM, ids: Tensor) -> None:
@@ -212,7 +321,7 @@ def test_padding_after_the_past(model: RetNetForCausalLM, ids: Tensor) -> None:
     cache = model(ids, use_cache=True).past_key_values
     mask = torch.ones(2, 40)
     mask[0, 20:25] = 0
-    with pytest.raises(ValueError, match="padding that would age it"):
+    with pytest.raises(ValueError, match="it would age their state; batch rows of one length"):
         model(ids, attention_mask=mask, past_key_values=cache)
 
 
