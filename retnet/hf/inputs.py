@@ -80,22 +80,25 @@ def read_padding(attention_mask: Tensor | None, num_tokens: int) -> Padding:
     return Padding(mask, bool(ends.any()))
 
 
-def past_state(
-    cache: object, padding: Padding, batch: int, config: ModelConfig
-) -> RetNetState | None:
-    """The state in `past_key_values`.
+def as_cache(past_key_values: object) -> RetNetCache | None:
+    """A cache of ours or None, as it came; TypeError for one of another kind."""
+    if past_key_values is None or isinstance(past_key_values, RetNetCache):
+        return past_key_values
+    raise TypeError(
+        f"past_key_values must be a RetNetCache, got {type(past_key_values).__name__}: a RetNet "
+        "keeps a state of constant size, not keys and values. Pass none and one is made, or "
+        "RetNetCache(model.config)"
+    )
 
-    TypeError for a cache of another kind; ValueError for one of another model or batch, and for
-    padding after it.
+
+def past_state(
+    cache: RetNetCache | None, padding: Padding, batch: int, config: ModelConfig
+) -> RetNetState | None:
+    """The state in a cache; ValueError for that of another model or batch, and for padding after
+    it.
     """
     if cache is None:
         return None
-    if not isinstance(cache, RetNetCache):
-        raise TypeError(
-            f"past_key_values must be a RetNetCache, got {type(cache).__name__}: a RetNet keeps a "
-            "state of constant size, not keys and values. Pass none and one is made, or "
-            "RetNetCache(model.config)"
-        )
     state = cache.state
     if state is None:
         return None

@@ -21,7 +21,7 @@ from transformers.utils.generic import can_return_tuple
 
 from retnet.hf.cache import RetNetCache
 from retnet.hf.configuration import RetNetConfig
-from retnet.hf.inputs import check_shapes, past_state, read_padding, read_segments
+from retnet.hf.inputs import as_cache, check_shapes, past_state, read_padding, read_segments
 from retnet.model import RetNet, RetNetBackbone, initialise_parameter_
 from retnet.ops import retention_chunkwise, retention_recurrent
 from retnet.position import Retention
@@ -134,10 +134,11 @@ class RetNetPreTrainedModel(PreTrainedModel):
         output_hidden_states: bool | None,
     ) -> _Features:
         x = self._embedded(input_ids, inputs_embeds)
-        num_columns = 0 if past_key_values is None else past_key_values.get_seq_length()
+        cache = as_cache(past_key_values)
+        num_columns = 0 if cache is None else cache.get_seq_length()
         check_shapes(x, attention_mask, position_ids, num_columns)
         padding = read_padding(attention_mask, x.shape[1])
-        state = past_state(past_key_values, padding, x.shape[0], self.backbone.config)
+        state = past_state(cache, padding, x.shape[0], self.backbone.config)
         segments = read_segments(
             x.shape[1],
             seq_idx=seq_idx,
@@ -148,7 +149,7 @@ class RetNetPreTrainedModel(PreTrainedModel):
         )
         if use_cache is None:
             is_usual = self.config.use_cache and not self.training and not padding.is_right
-            use_cache = past_key_values is not None or is_usual
+            use_cache = cache is not None or is_usual
         if padding.is_right and use_cache:
             raise ValueError(
                 "attention_mask must pad on the left where a cache is kept, got padding on the "
@@ -166,11 +167,14 @@ class RetNetPreTrainedModel(PreTrainedModel):
             segment_ids=None if segments is None else segments.expand(x.shape[:2]),
             block_inputs=collected,
         )
-        cache = None
         if use_cache:
-            cache = RetNetCache(self.config) if past_key_values is None else past_key_values
+            cache = RetNetCache(self.config) if cache is None else cache
             cache.set_state(state, num_columns + x.shape[1])
-        return _Features(features, cache, None if collected is None else (*collected, features))
+        return _Features(
+            features,
+            cache if use_cache else None,
+            None if collected is None else (*collected, features),
+        )
 
     def _embedded(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
         if input_ids is not None and inputs_embeds is None:

@@ -261,6 +261,8 @@ def test_assisted_decoding(model: RetNetForCausalLM, ids: Tensor, options: Any) 
 def test_a_stock_cache(model: RetNetForCausalLM, ids: Tensor) -> None:
     with pytest.raises(TypeError, match="must be a RetNetCache, got DynamicCache: a RetNet keeps"):
         new_tokens(model, ids, past_key_values=DynamicCache())
+    with pytest.raises(TypeError, match="must be a RetNetCache, got tuple"):
+        model(ids, past_key_values=((ids, ids),))
 
 
 @pytest.mark.parametrize("kind", ["static", "quantized", "offloaded"])
