@@ -4,6 +4,7 @@ A step reads and writes a state of constant size, which is all that a program in
 has to keep between two tokens.
 """
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -51,24 +52,44 @@ def export_onnx(model: RetNet, path: str | Path) -> None:
     """Write the one-token step of a model as ONNX, for any number of rows.
 
     Inputs are named tokens, position, state_0, ...; outputs logits, next_position, next_state_0,
-    ...; shapes and dtypes as in `DecodingStep`. Large weights go to a file beside it. Raises
-    ImportError where onnx or onnxscript is missing: pip install 'retnet[onnx]'.
+    ...; shapes and dtypes as in `DecodingStep`. Large weights go to a file beside it.
+
+    Raises:
+        ValueError: for a model in half precision, and where there is no folder for the file.
+        ImportError: where onnx or onnxscript is missing: pip install 'retnet[onnx]'.
     """
+    path = Path(path)
+    _check_can_be_written(model, path)
     step = DecodingStep(model)
     tokens = torch.zeros(2, dtype=torch.int64, device=model.backbone.embed_tokens.weight.device)
     rows = {0: Dim("batch", min=1)}
     states = [f"state_{i}" for i in range(model.config.num_layers)]
-    torch.onnx.export(
-        step,
-        (tokens, *step.start(2)),
-        Path(path),
-        dynamo=True,
-        input_names=["tokens", "position", *states],
-        output_names=["logits", "next_position", *(f"next_{name}" for name in states)],
-        dynamic_shapes={
-            "tokens": rows,
-            "position": rows,
-            "states": (rows,) * model.config.num_layers,
-        },
-        verbose=False,
-    )
+    with warnings.catch_warnings():
+        # About torch's own names of axes, and of its own use of what it deprecates.
+        warnings.filterwarnings("ignore", r"# The axis name: batch will not", UserWarning)
+        warnings.filterwarnings("ignore", r".*isinstance.treespec, LeafSpec", FutureWarning)
+        torch.onnx.export(
+            step,
+            (tokens, *step.start(2)),
+            path,
+            dynamo=True,
+            input_names=["tokens", "position", *states],
+            output_names=["logits", "next_position", *(f"next_{name}" for name in states)],
+            dynamic_shapes={
+                "tokens": rows,
+                "position": rows,
+                "states": (rows,) * model.config.num_layers,
+            },
+            verbose=False,
+        )
+
+
+def _check_can_be_written(model: RetNet, path: Path) -> None:
+    half = {x.dtype for x in model.parameters()} & {torch.bfloat16, torch.float16}
+    if half:
+        raise ValueError(
+            f"model must have weights in float32 or float64, got {half.pop()}, in which "
+            "onnxruntime has not all products; pass model.float()"
+        )
+    if path.is_dir() or not path.parent.is_dir():
+        raise ValueError(f"path must be a file in a folder that exists, got {str(path)!r}")
