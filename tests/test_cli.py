@@ -198,6 +198,39 @@ def test_printed_config_is_read_back(here: Path, capsys: pytest.CaptureFixture[s
     assert values_of("train", "--config", "run.yaml") == {**expected, "config": "run.yaml"}
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments", "key", "value"),
+    [
+        ("convert", ["--allow-pickle"], "allow_pickle", True),
+        ("convert", ["--allow_pickle"], "allow_pickle", True),
+        ("convert", ["--fields", "a-b.json"], "fields", "a-b.json"),
+        ("convert", ["--fields=a-b.json"], "fields", "a-b.json"),
+        ("eval", ["--batch-size", "3"], "batch_size", 3),
+        ("train", ["--model.d-model=64"], "model.d_model", 64),
+        ("generate", ["--max-tokens", "3", "--", "--top-k"], "prompt", "--top-k"),
+    ],
+)
+def test_dashes_in_flags(name: str, arguments: list[str], key: str, value: object) -> None:
+    """One may write '-' for '_' in a name; values stay as they are."""
+    assert values_of(name, *arguments)[key] == value
+
+
+def test_dashes_in_the_file(here: Path) -> None:
+    Path("run.yaml").write_text("model: {num-layers: 3}\ntrain: {batch-size: 5}\n")
+    values = values_of("train", "--config", "run.yaml")
+    assert (values["model.num_layers"], values["train.batch_size"]) == (3, 5)
+
+
+def test_the_file_may_say_what_has_no_flag(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["convert", "in", "out", "--allow-pickle", "--print_config"])
+    Path("run.yaml").write_text(capsys.readouterr().out)
+    assert Path("run.yaml").read_text() == "source: in\ndestination: out\nallow_pickle: true\n"
+    values = values_of("convert", "--config", "run.yaml")
+    assert (values["source"], values["destination"]) == ("in", "out")
+    assert values_of("convert", "other", "--config", "run.yaml")["source"] == "other"
+
+
 def test_prompt_is_never_read_as_yaml() -> None:
     for prompt in ("null", "{a: 1}", "12", "- x", "[", ""):
         assert values_of("generate", prompt)["prompt"] == prompt

@@ -126,12 +126,16 @@ def attribute_texts(config: type) -> dict[str, str]:
 def read_flags(parser: ArgumentParser, arguments: Sequence[str]) -> dict[str, Any]:
     """A value for every flag: from the command line, else the file of --config, else the default.
 
-    Prints the configuration and exits where that was asked for; so does --help. Raises UsageError
-    for what is not known, and for values of the wrong type.
+    Names may have '-' for '_', there and in the file. Prints the configuration and exits where that
+    was asked for; so does --help. Raises UsageError for what is not known, and for values of the
+    wrong type.
     """
-    _check_names(parser, arguments)
+    arguments = list(_with_known_names(parser, arguments))
     values = parser.get_defaults().as_flat().__dict__
     given = _parsed(parser, lambda: parser.parse_args(arguments, defaults=False))
+    for action in parser._actions:
+        if not action.option_strings and given[action.dest] == action.default:
+            del given[action.dest]  # argparse gives what has no flag its default; a file may say it
     if given.get("config"):
         values |= _read_file(parser, Path(given["config"]))
     values |= given
@@ -166,14 +170,25 @@ def naming_flags(flags: Mapping[str, str]) -> Iterator[None]:
         raise UsageError(f"{flags[name]}{space}{rest}") from error
 
 
-def _check_names(parser: ArgumentParser, arguments: Sequence[str]) -> None:
-    known = list(parser._option_string_actions)
+def _with_known_names(parser: ArgumentParser, arguments: Sequence[str]) -> Iterator[str]:
+    """The arguments, flags spelled as they were declared; UsageError for those that were not."""
+    known = {_one_spelling(name): name for name in parser._option_string_actions}
+    are_flags = True
     for argument in arguments:
-        name = argument.partition("=")[0]
-        if argument == "--":
-            return
-        if name.startswith("--") and name not in known:
-            raise UsageError(f"unknown flag {name}{nearest(name, known)}; see {parser.prog} --help")
+        are_flags = are_flags and argument != "--"
+        if not (are_flags and argument.startswith("--")):
+            yield argument
+            continue
+        name, equals, value = argument.partition("=")
+        if _one_spelling(name) not in known:
+            near = nearest(name, list(known.values()))
+            raise UsageError(f"unknown flag {name}{near}; see {parser.prog} --help")
+        yield f"{known[_one_spelling(name)]}{equals}{value}"
+
+
+def _one_spelling(name: str) -> str:
+    """The name of a flag or setting with '_' for '-': "--batch-size" -> "__batch_size"."""
+    return name.replace("-", "_")
 
 
 def _parsed(parser: ArgumentParser, parse: Callable[[], Any]) -> dict[str, Any]:
@@ -226,20 +241,18 @@ def _as_file(parser: ArgumentParser, values: Values) -> str:
 
 
 def _settings(parser: ArgumentParser) -> list[str]:
-    """The names of the flags that a configuration file may set."""
+    """The names of what a configuration file may set."""
     return [
         action.dest
         for action in parser._actions
-        if action.option_strings
-        and action.default is not SUPPRESS
-        and action.dest not in _OF_THE_LINE
+        if action.default is not SUPPRESS and action.dest not in _OF_THE_LINE
     ]
 
 
 def _flat(tree: Mapping[Any, Any], known: Sequence[str], prefix: str = "") -> Iterator[Any]:
     """The leaves of nested settings with their dotted names, each of which must be known."""
     for key, value in tree.items():
-        name = f"{prefix}{key}"
+        name = f"{prefix}{_one_spelling(str(key))}"
         is_group = any(each.startswith(f"{name}.") for each in known)
         if is_group and isinstance(value, dict):
             yield from _flat(value, known, f"{name}.")
