@@ -84,7 +84,8 @@ def load_tokenizer(directory: str | Path) -> ByteTokenizer:
     if vocabulary != _vocabulary() or merges:
         raise OtherTokenizerError(
             f"{path} is not the byte tokenizer: it has {len(vocabulary)} tokens, expected "
-            f"{ByteTokenizer.vocab_size} and no merges; load it with transformers.AutoTokenizer"
+            f"{ByteTokenizer.vocab_size} and no merges; load it with "
+            "retnet.data.pretrained.load_any_tokenizer(directory, vocab_size=...)"
         )
     return ByteTokenizer()
 

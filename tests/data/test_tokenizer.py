@@ -91,7 +91,10 @@ def test_loads_what_transformers_saved_again(tmp_path: Path) -> None:
         ("{broken", "is not a readable tokenizer"),
         ("[]", "is not a readable tokenizer"),
         ('{"model": []}', "is not a readable tokenizer"),
-        (json.dumps({"model": {"vocab": {"a": 0}, "merges": []}}), "it has 1 tokens, expected 259"),
+        (
+            json.dumps({"model": {"vocab": {"a": 0}, "merges": []}}),
+            "1 tokens, .*load_any_tok",
+        ),
     ],
 )
 def test_other_tokenizers_are_refused(tmp_path: Path, content: str | None, message: str) -> None:
