@@ -66,14 +66,15 @@ def vocabulary(fields: Mapping[str, Any], weights: Mapping[str, Tensor], embeddi
 def require_settings(
     config: ModelConfig, supported: Mapping[str, Sequence[Any]], project: str
 ) -> None:
-    """CheckpointError for a setting of ours that a project doesn't have; it has one epsilon."""
-    for name, choices in supported.items():
-        value = getattr(config, name)
-        if value not in choices:
-            allowed = " or ".join(map(repr, choices))
-            raise CheckpointError(f"{project} can't express {name}={value!r}, only {allowed}")
+    """CheckpointError for all settings of ours that a project doesn't have; it has one epsilon."""
+    problems = [
+        f"{name}={getattr(config, name)!r}, only {' or '.join(map(repr, choices))}"
+        for name, choices in supported.items()
+        if getattr(config, name) not in choices
+    ]
     if config.head_norm_eps != config.norm_eps:
-        raise CheckpointError(
-            f"{project} can't express head_norm_eps unlike norm_eps, got {config.head_norm_eps} "
-            f"and {config.norm_eps}"
+        problems.append(
+            f"head_norm_eps unlike norm_eps, got {config.head_norm_eps} and {config.norm_eps}"
         )
+    if problems:
+        raise CheckpointError(f"{project} can't express {'; nor '.join(problems)}")

@@ -304,6 +304,10 @@ def test_what_is_refused(bad: str) -> None:
         ({"feed_forward": "geglu"}, "feed_forward='geglu', only 'swiglu'"),
         ({"embedding_norm": True}, "embedding_norm=True, only False"),
         ({"norm_eps": 1e-6}, "head_norm_eps unlike norm_eps"),
+        (
+            {"score_norm": "decay", "bias": True, "norm_eps": 1e-6},
+            "score_norm='decay', only 'none'; nor bias=True, only False; nor head_norm_eps unlike",
+        ),
     ],
 )
 def test_what_fla_can_not_express(changes: dict[str, Any], message: str) -> None:
