@@ -3,8 +3,8 @@
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,13 @@ from torch import Tensor
 
 from retnet.checkpoint import fla, syncdoth, torchscale
 from retnet.checkpoint.files import CheckpointError, read_fields
-from retnet.checkpoint.layouts import Layout, find_layout
-from retnet.checkpoint.native import load_checkpoint, write_model, write_tensors_and_fields
+from retnet.checkpoint.layouts import Layout, find_layout, layout_of_fields
+from retnet.checkpoint.native import (
+    MODEL_TYPE,
+    load_checkpoint,
+    write_model,
+    write_tensors_and_fields,
+)
 from retnet.checkpoint.reading import read_source
 from retnet.checkpoint.torchscale import ImportedNorm
 from retnet.config import ModelConfig
@@ -88,6 +93,7 @@ def import_checkpoint(
     """
     check_is_free(destination)
     read = read_source(source, fields_file=fields_file, allow_pickle=allow_pickle)
+    _refuse_ours(read.fields, source)
     found = find_layout(read.fields, read.weights, str(source))
     if layout not in (None, found):
         raise CheckpointError(f"{source} is {found}'s by its fields and names, not {layout}'s")
@@ -96,14 +102,15 @@ def import_checkpoint(
     if found != "torchscale" and head_norm_eps is not None:
         raise CheckpointError("head_norm_eps is for torchscale; the others have one epsilon")
     followed = score_norm or "decay"
-    if found == "fla":
-        model = fla.from_fla(read.weights, read.fields)
-    elif found == "syncdoth":
-        model = syncdoth.from_syncdoth(read.weights, read.fields, score_norm=followed)
-    else:
-        model = torchscale.from_torchscale(
-            read.weights, read.fields, score_norm=followed, head_norm_eps=head_norm_eps
-        )
+    with _naming_source(source):
+        if found == "fla":
+            model = fla.from_fla(read.weights, read.fields)
+        elif found == "syncdoth":
+            model = syncdoth.from_syncdoth(read.weights, read.fields, score_norm=followed)
+        else:
+            model = torchscale.from_torchscale(
+                read.weights, read.fields, score_norm=followed, head_norm_eps=head_norm_eps
+            )
     check_tokenizer(read.directory, model.config.vocab_size)
     files = _write(
         destination, read.directory, lambda place: write_model(place, model, read.fields)
@@ -138,7 +145,27 @@ def export_checkpoint(source: str | Path, destination: str | Path, *, layout: La
         source,
         lambda place: write_tensors_and_fields(place, tensors, {**ids, **fields}),
     )
-    return _conversion(layout, model, files)
+    is_list = not isinstance(model.config.decay, str)
+    note = "; its decays are rounded to fp32" if layout == "torchscale" and is_list else ""
+    return _conversion(layout, model, files, note)
+
+
+def _refuse_ours(fields: Mapping[str, Any], source: str | Path) -> None:
+    """CheckpointError where the fields are those that `save_checkpoint` writes."""
+    if fields.get("model_type") == MODEL_TYPE and layout_of_fields(fields) is None:
+        raise CheckpointError(
+            f"{source} is a checkpoint of retnet already; --to {' or '.join(WRITTEN_LAYOUTS)} "
+            "writes it for others"
+        )
+
+
+@contextmanager
+def _naming_source(source: str | Path) -> Iterator[None]:
+    """Errors about fields and tensors say of which checkpoint they are."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(f"{source}: {error}") from error
 
 
 def check_is_free(destination: str | Path) -> None:
@@ -193,19 +220,25 @@ def _write(
 def _appearing_at_once(path: Path) -> Iterator[Path]:
     """A directory to fill, which gets its name at the end; where that isn't reached, it goes."""
     path = path.resolve()
-    path.parent.mkdir(parents=True, exist_ok=True)
+    made = [parent for parent in path.parents if not parent.exists()]
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        aside.mkdir()
+        aside.mkdir(parents=True)
         yield aside
         if path.exists():
             path.rmdir()
         aside.rename(path)
-    finally:
+    except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
+        for parent in made:  # the innermost first; one that others have put something in stays
+            with suppress(OSError):
+                parent.rmdir()
+        raise
 
 
-def _conversion(layout: Layout, model: RetNet, files: tuple[str, ...]) -> Conversion:
+def _conversion(
+    layout: Layout, model: RetNet, files: tuple[str, ...], note: str = ""
+) -> Conversion:
     describe = {
         "torchscale": torchscale.exactness,
         "syncdoth": syncdoth.exactness,
@@ -218,6 +251,6 @@ def _conversion(layout: Layout, model: RetNet, files: tuple[str, ...]) -> Conver
         config=model.config,
         num_parameters=sum(tensor.numel() for tensor in model.parameters()),
         dtype=", ".join(dtypes),
-        exactness=describe(model.config),
+        exactness=describe(model.config) + note,
         files=files,
     )

@@ -41,8 +41,13 @@ def read_object(path: Path) -> dict[str, Any]:
     return fields
 
 
-def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a file by name, and its metadata."""
+def read_safetensors(
+    path: Path, *, remedy: str = "restore it or train again"
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a file by name, and its metadata.
+
+    remedy: what to do about a damaged one.
+    """
     if not path.is_file():
         raise CheckpointError(f"there is no file {path}")
     try:
@@ -53,19 +58,26 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return tensors, file.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"{path} is damaged or not safetensors ({error}); restore it or train again"
+            f"{path} is damaged or not safetensors ({error}); {remedy}"
+        ) from error
+    except (RuntimeError, MemoryError) as error:  # the former is torch's word for the latter
+        raise CheckpointError(
+            f"{path} of {path.stat().st_size:,} bytes can't be brought into memory: {error}; "
+            "free some or raise its limit"
         ) from error
 
 
-def read_weights(directory: str | Path) -> dict[str, Tensor]:
+def read_weights(
+    directory: str | Path, *, remedy: str = "restore it or train again"
+) -> dict[str, Tensor]:
     """The tensors of a directory: of model.safetensors, or of the files that its index lists."""
     directory = Path(directory)
     single, index = directory / WEIGHTS_FILE, directory / INDEX_FILE
     if single.is_file() or not index.is_file():
-        return read_safetensors(single)[0]
+        return read_safetensors(single, remedy=remedy)[0]
     tensors: dict[str, Tensor] = {}
     for name in shard_names(index):
-        tensors |= read_safetensors(directory / name)[0]
+        tensors |= read_safetensors(directory / name, remedy=remedy)[0]
     return listed_tensors(index, tensors)
 
 
@@ -98,11 +110,17 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 
 def replace_files(writers: Mapping[Path, Callable[[Path], object]]) -> None:
-    """Let each function write a file beside its path; once all are on the disk, rename them."""
+    """Let each function write a file beside its path; once all are on the disk, rename them.
+
+    They get the mode that new files have here; safetensors would let only their owner read them.
+    """
     asides = {path: path.with_name(f".{path.name}.{os.getpid()}.part") for path in writers}
     try:
         for path, write in writers.items():
+            asides[path].touch()
+            mode = asides[path].stat().st_mode
             write(asides[path])
+            asides[path].chmod(mode)
             with asides[path].open("rb") as file:
                 os.fsync(file.fileno())
         for path, aside in asides.items():

@@ -83,7 +83,7 @@ def from_fla(state_dict: Mapping[str, Tensor], fields: Mapping[str, Any]) -> Ret
     config = _config(weights, fields)
     if config.tie_embeddings:
         weights = without_tied_head(weights, "model.embeddings.weight", "lm_head.weight")
-    return build_model(config, _NAMING.taken(weights, config, "fla weights and fields disagree"))
+    return build_model(config, _NAMING.taken(weights, config, "fla"))
 
 
 def to_fla(model: RetNet) -> tuple[dict[str, Tensor], dict[str, Any]]:

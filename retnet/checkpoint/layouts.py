@@ -50,9 +50,11 @@ def find_layout(fields: Mapping[str, Any], names: Collection[str], where: str) -
             raise CheckpointError(f"{where} is {kind}, by its field {field!r}; it is not supported")
     by_fields, by_names = layout_of_fields(fields), layout_of_names(names)
     if by_fields is None:
+        model_type = str(fields.get("model_type"))
+        despite = f", whatever its model_type {model_type!r} says" if "retnet" in model_type else ""
         raise CheckpointError(
             f"{where} is of no layout that is read here ({', '.join(LAYOUTS)}): its fields are not "
-            f"theirs, whatever its model_type {fields.get('model_type')!r} says"
+            f"theirs{despite}"
         )
     if by_names is None:
         raise CheckpointError(

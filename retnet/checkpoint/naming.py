@@ -36,15 +36,16 @@ class Naming:
         return f"{self.layers}{number}.{self.inside[module]}.{kind}"
 
     def taken(
-        self, weights: Mapping[str, Tensor], config: ModelConfig, where: str
+        self, weights: Mapping[str, Tensor], config: ModelConfig, project: str
     ) -> dict[str, Tensor]:
         """Their tensors by our names; CheckpointError unless they are all those of the model.
 
-        They keep the memory they have: nothing is copied.
+        They keep the memory they have: nothing is copied. project: whose they are, for messages.
         """
         shapes = expected_shapes(config)
         names = {name: self.theirs(name) for name in shapes}
-        check_weights(weights, {theirs: shapes[name] for name, theirs in names.items()}, where)
+        expected = {theirs: shapes[name] for name, theirs in names.items()}
+        check_weights(weights, expected, f"{project} weights", "fields")
         return {name: weights[theirs].detach() for name, theirs in names.items()}
 
     def given(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -127,8 +127,9 @@ def load_checkpoint(
             "retnet.hf, then AutoModelForCausalLM.from_pretrained"
         )
     weights = _of_whole_model(read_weights(directory), config, directory)
-    where = f"{directory}: weights and {CONFIG_FILE} disagree"
-    check_weights(weights, expected_shapes(config), where)
+    check_weights(
+        weights, expected_shapes(config), f"the weights of {directory}", f"its {CONFIG_FILE}"
+    )
     return build_model(config, weights).to(device=device, dtype=dtype)
 
 

@@ -7,6 +7,7 @@ is then read with what torch offers against that: nothing but tensors, plain val
 
 import argparse
 import pickle
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from retnet.checkpoint.files import (
 
 _PICKLE_FILE, _PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 _PICKLE_ENDINGS = (".bin", ".pt", ".pth")
+_REMEDY = "fetch it again"
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def _read_any(path: Path, *, allow_pickle: bool) -> tuple[dict[str, Tensor], dic
     """The tensors of a directory or file, and the fields that are in the same file, if any are."""
     if path.is_dir():
         if (path / WEIGHTS_FILE).is_file() or (path / INDEX_FILE).is_file():
-            return read_weights(path), {}
+            return read_weights(path, remedy=_REMEDY), {}
         if (path / _PICKLE_FILE).is_file():
             return _read_pickle(path / _PICKLE_FILE, allow_pickle=allow_pickle)
         if (path / _PICKLE_INDEX).is_file():
@@ -93,7 +95,7 @@ def _read_any(path: Path, *, allow_pickle: bool) -> tuple[dict[str, Tensor], dic
             "name the file of the weights itself"
         )
     if path.suffix == ".safetensors":
-        return read_safetensors(path)[0], {}
+        return read_safetensors(path, remedy=_REMEDY)[0], {}
     if path.suffix in _PICKLE_ENDINGS:
         return _read_pickle(path, allow_pickle=allow_pickle)
     raise CheckpointError(
@@ -113,7 +115,7 @@ def _read_pickle(path: Path, *, allow_pickle: bool) -> tuple[dict[str, Tensor], 
     if not allow_pickle:
         raise CheckpointError(
             f"{path} is a pickle, which can run code when it is read; ask for safetensors, or pass "
-            "--allow-pickle, and only what can't run any is read of it"
+            "--allow_pickle, and only what can't run any is read of it"
         )
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
@@ -122,19 +124,23 @@ def _read_pickle(path: Path, *, allow_pickle: bool) -> tuple[dict[str, Tensor], 
             )  # about pickles of other writers; they load or they don't
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file makes the unpickler raise anything
-        raise CheckpointError(
-            f"{path} can't be read as tensors and plain values alone: {_reason(error)}; save its "
-            "state dict as safetensors with the program that wrote it"
-        ) from error
+        raise CheckpointError(f"{path} {_reason(error)}") from error
     return _tensors_of(content, path), _fields_of(content)
 
 
 def _reason(error: Exception) -> str:
-    """What torch says of a file, without its advice to trust it."""
-    paragraphs = [text for text in str(error).split("\n\n") if text.strip()]
-    if isinstance(error, pickle.UnpicklingError) and len(paragraphs) > 1:
-        return paragraphs[1].strip()
-    return f"it is damaged or something else ({type(error).__name__})"
+    """Why torch doesn't read a file, without its advice to trust it."""
+    wanted = re.search(r"GLOBAL ([\w.]+\w)", str(error))
+    if isinstance(error, pickle.UnpicklingError) and wanted:
+        return (
+            f"wants to call {wanted[1]}, and nothing of it was read; don't trust it, unless you "
+            "know what for: then save its state dict as safetensors with the program that wrote it"
+        )
+    return (
+        "can't be read as tensors and plain values alone: it is damaged or something else "
+        f"({type(error).__name__}); fetch it again, or save its state dict as safetensors with the "
+        "program that wrote it"
+    )
 
 
 def _tensors_of(content: object, path: Path) -> dict[str, Tensor]:

@@ -100,7 +100,7 @@ def import_decoder(
     if is_tied:
         theirs = without_tied_head(theirs, "embed_tokens.weight", f"{head}.weight")
         theirs |= {f"{head}.weight": weights["embed_tokens.weight"]} if is_scaled else {}
-    ours = _naming(config, head).taken(theirs, config, "torchscale weights and fields disagree")
+    ours = _naming(config, head).taken(theirs, config, "torchscale")
     if is_scaled:
         # As torchscale multiplies: rounded to the weights' dtype. The head is never scaled.
         ours[_EMBEDDING] = ours[_EMBEDDING] * config.d_model**0.5
@@ -146,10 +146,12 @@ def exactness(config: ModelConfig, project: str = "torchscale", until: str = "up
         "decay": "recurrent form (a head's output over sqrt(Z_n))",
         "paper": f"parallel form {until} (a head's output over max(|row sum|, sqrt(Z_n)))",
     }[config.score_norm]
+    of_heads = ""
+    if config.head_norm_eps != config.norm_eps:
+        of_heads = f", in the norm of each head {config.head_norm_eps:g}"
     return (
-        f"the same function as {project}'s {form} with epsilon {config.norm_eps:g}, in the norm of "
-        f"each head {config.head_norm_eps:g}; its other forms divide by other numbers, which that "
-        "norm cancels but for its epsilon"
+        f"the same function as {project}'s {form} with epsilon {config.norm_eps:g}{of_heads}; its "
+        "other forms differ only by what that epsilon does"
     )
 
 

@@ -33,9 +33,14 @@ def buffers_of(config: ModelConfig) -> dict[str, Tensor]:
 
 def _decay_of(stored: Tensor, num_heads: int) -> DecayRule | list[float]:
     """The rule that stored log decays [H] follow, or their gammas."""
-    if stored.shape != (num_heads,) or not all_finite(stored):
-        raise CheckpointError(f"{DECAY} is not finite numbers [{num_heads}]")
-    rules: tuple[DecayRule, ...] = ("equation8", "linspace")
+    if stored.shape != (num_heads,):
+        raise CheckpointError(
+            f"{DECAY} has the shape {list(stored.shape)} and decoder_retention_heads says "
+            f"{num_heads}; pass the configuration that belongs to these weights"
+        )
+    if not all_finite(stored):
+        raise CheckpointError(f"{DECAY} holds NaN or infinity, expected log(gamma) of each head")
+    rules: tuple[DecayRule, ...] = ("equation8", "linspace", "wide")
     for rule in rules:
         if _agree(stored, log_decays(rule, num_heads)):
             return rule

@@ -19,30 +19,42 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
-def weight_problems(
-    weights: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]]
-) -> list[str]:
-    """What keeps tensors from being the weights of these names and shapes, in sentences, sorted."""
+def check_weights(
+    weights: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]], whose: str, fields: str
+) -> None:
+    """CheckpointError unless tensors are the weights of these names and shapes, all finite.
+
+    whose, fields: what messages call them and what their names and shapes are said by: "the weights
+    of DIR" and "config.json".
+    """
+    for fault, problems in (
+        (f"{whose} and {fields} disagree", _other_tensors(weights, shapes)),
+        (f"{whose} can't be used", _other_values(weights)),
+    ):
+        if problems:
+            raise CheckpointError(f"{fault} ({len(problems)}): {'; '.join(problems[:3])}")
+
+
+def _other_tensors(weights: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]]) -> list[str]:
+    """Where tensors have not these names and shapes, in sentences, sorted."""
     problems = [f"{name} is missing" for name in shapes.keys() - weights.keys()]
     problems += [f"{name} is not of this model" for name in weights.keys() - shapes.keys()]
     for name in shapes.keys() & weights.keys():
-        tensor, shape = weights[name], list(shapes[name])
-        if list(tensor.shape) != shape:
-            problems.append(f"{name} is {list(tensor.shape)}, expected {shape}")
-        elif tensor.dtype not in _DTYPES:
-            problems.append(f"{name} is {tensor.dtype}, expected a float dtype")
-        elif not all_finite(tensor):
-            problems.append(f"{name} holds NaN or infinity")
+        found, expected = list(weights[name].shape), list(shapes[name])
+        if found != expected:
+            problems.append(f"{name} is {found}, expected {expected}")
     return sorted(problems)
 
 
-def check_weights(
-    weights: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]], where: str
-) -> None:
-    """CheckpointError unless tensors are the weights of these names and shapes, all finite."""
-    problems = weight_problems(weights, shapes)
-    if problems:
-        raise CheckpointError(f"{where} ({len(problems)}): {'; '.join(problems[:3])}")
+def _other_values(weights: Mapping[str, Tensor]) -> list[str]:
+    """Where tensors hold what no weights do, in sentences, sorted."""
+    problems = []
+    for name, tensor in sorted(weights.items()):
+        if tensor.dtype not in _DTYPES:
+            problems.append(f"{name} is {tensor.dtype}, expected a float dtype")
+        elif not all_finite(tensor):
+            problems.append(f"{name} holds NaN or infinity")
+    return problems
 
 
 def build_model(config: ModelConfig, weights: Mapping[str, Tensor]) -> RetNet:

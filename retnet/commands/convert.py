@@ -28,7 +28,7 @@ def _add_flags(parser: ArgumentParser) -> None:
     text = "configuration as JSON, where it isn't the config.json beside the weights"
     add_flag(parser, "fields", str | None, None, text, "FILE")
     text = "read a pickle (.bin, .pt, .pth) too: its tensors and plain values, no code"
-    parser.add_argument("--allow-pickle", action="store_true", help=text)
+    parser.add_argument("--allow_pickle", action="store_true", help=text)
     text = (
         "of torchscale and syncdoth, which form is followed exactly: decay (as by default) the "
         "recurrent one, paper the parallel one of torchscale up to 0.3.0"
@@ -76,13 +76,25 @@ def _run(values: Values) -> int:
 
 def _imported(done: "Conversion", source: str, destination: str) -> list[str]:
     version = f" (version {done.version})" if done.version else ""
-    lines = [f"{source} is {done.layout}'s{version}: {_sizes(done)}", f"Exact: {done.exactness}."]
+    return [
+        f"{source} is {done.layout}'s{version}: {_sizes(done)}",
+        f"Exact: {done.exactness}.",
+        _next_step(done, destination),
+    ]
+
+
+def _next_step(done: "Conversion", destination: str) -> str:
+    """How to write with what was imported, or why that can't be done yet."""
+    from retnet.data.pretrained import load_any_tokenizer
+
     place = shlex.quote(destination)
-    if "tokenizer.json" in done.files:
-        lines.append(f'Write with it: retnet generate "..." --model {place}')
-    else:
-        lines.append(f"There is no tokenizer.json beside it; to write with it, put one in {place}.")
-    return lines
+    if "tokenizer.json" not in done.files:
+        return f"There is no tokenizer.json beside it; to write with it, put one in {place}."
+    try:
+        load_any_tokenizer(destination, vocab_size=done.config.vocab_size)
+    except ValueError as error:
+        return f"retnet generate can't write with its tokenizer: {error}."
+    return f'Write with it: retnet generate "..." --model {place}'
 
 
 def _exported(done: "Conversion", destination: str) -> list[str]:

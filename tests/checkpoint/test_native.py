@@ -19,6 +19,7 @@ from retnet.checkpoint import (
     INDEX_FILE,
     WEIGHTS_FILE,
     CheckpointError,
+    files,
     load_checkpoint,
     load_state,
     read_config,
@@ -258,7 +259,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "a value of another type": (change_config(dropout="0.1"), "config.json: dropout must be"),
     "other sizes": (
         change_config(d_model=32),
-        r"weights and config.json disagree .*expected \[",
+        r"the weights of .* and its config.json disagree .*expected \[",
     ),
     "more layers": (change_config(num_layers=3), r"disagree .*layers.2.*is missing"),
     "fewer layers": (change_config(num_layers=1), r"disagree .*layers.1.*is not of this model"),
@@ -276,11 +277,11 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a tensor of integers": (
         change_weights(lambda weights: weights.update({NORM: torch.ones(16).long()})),
-        r"disagree \(1\): backbone.norm.weight is torch.int64, expected a float dtype",
+        r"the weights of .* can't be used \(1\): backbone.norm.weight is torch.int64, expected a f",
     ),
     "weights that are not numbers": (
         change_weights(lambda weights: weights[NORM].fill_(math.nan)),
-        r"disagree \(1\): backbone.norm.weight holds NaN or infinity",
+        r"the weights of .* can't be used \(1\): backbone.norm.weight holds NaN or infinity",
     ),
     "an infinite weight": (
         change_weights(lambda weights: weights[NORM].select(0, 3).fill_(-math.inf)),
@@ -525,4 +526,29 @@ def test_quantised_weights(tmp_path: Path) -> None:
     fields = {"transformers_version": "5.23.0", "quantization_config": {"quant_method": "torchao"}}
     path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
     with pytest.raises(CheckpointError, match="quantised weights, which only transformers reads"):
+        load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_files_have_the_mode_of_new_ones(umask: int, tmp_path: Path) -> None:
+    """The weights could once be read by their owner alone: safetensors writes them so."""
+    before = os.umask(umask)
+    try:
+        save_checkpoint(tmp_path, make_model())
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    assert modes == dict.fromkeys(("config.json", "model.safetensors"), 0o666 & ~umask)
+
+
+def test_memory_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch says that by a RuntimeError, under `ulimit -v`."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("unable to mmap 5 bytes")
+
+    save_checkpoint(tmp_path, make_model())
+    monkeypatch.setattr(files, "safe_open", fail)
+    message = r"model.safetensors of [\d,]+ bytes can't be brought into memory: unable to mmap"
+    with pytest.raises(CheckpointError, match=message):
         load_checkpoint(tmp_path)

@@ -338,6 +338,7 @@ def test_the_models_weights_are_the_given_ones() -> None:
         (log_decays("equation8", 2), "equation8"),
         (log_decays("equation8", 2).bfloat16(), "equation8"),
         (log_decays("linspace", 2).float(), "linspace"),
+        (log_decays("wide", 2).float(), "wide"),
         (torch.tensor([0.5, 1.0], dtype=torch.float64).log(), (0.5, 1.0)),
     ],
 )
@@ -345,6 +346,15 @@ def test_stored_decays(decay: Tensor, expected: object) -> None:
     """The rule, where they are one's after rounding; else themselves."""
     model = from_torchscale(version_2_weights() | {DECAY: decay}, FIELDS)
     assert model.config.decay == expected
+
+
+def test_epsilons_are_told_once_where_they_are_equal() -> None:
+    settings: dict[str, Any] = {"score_norm": "decay", "norm_eps": 1e-6}
+    equal = exactness(ModelConfig(**settings, head_norm_eps=1e-6))
+    assert "with epsilon 1e-06; its other forms" in equal
+    assert len(equal) < 160
+    unequal = exactness(ModelConfig(**settings, head_norm_eps=1e-5))
+    assert "with epsilon 1e-06, in the norm of each head 1e-05; its other forms" in unequal
 
 
 def test_gammas_that_fp32_rounds_to_one() -> None:
@@ -400,14 +410,19 @@ BAD: dict[str, tuple[dict[str, Any], Callable[[dict[str, Tensor]], object] | Non
     "a tensor missing": ({}, without(KEY), rf"disagree \(1\): {KEY} is missing"),
     "a tensor too many": ({}, with_tensor("extra", torch.ones(1)), r"\(1\): extra is not of this"),
     "another shape": ({}, with_tensor(KEY, torch.ones(8, 9)), rf"{KEY} is \[8, 9\], expected \[8,"),
-    "not numbers": ({}, with_tensor(KEY, torch.full((8, 8), torch.nan)), f"{KEY} holds NaN"),
+    "not numbers": (
+        {},
+        with_tensor(KEY, torch.full((8, 8), torch.nan)),
+        "can't be used .*holds NaN",
+    ),
     "integers": ({}, with_tensor(KEY, torch.ones(8, 8).int()), "torch.int32, expected a float"),
     "other angles": ({}, with_tensor(ANGLE, torch.tensor([1, 1, 2, 2.0])), "no schedule that is"),
     "decays of others": (
         {},
         with_tensor(DECAY, torch.zeros(3)),
-        r"decay is not finite numbers \[2",
+        r"decay has the shape \[3\] and decoder_retention_heads says 2; pass",
     ),
+    "a decay of NaN": ({}, with_tensor(DECAY, torch.tensor([-0.1, torch.nan])), "decay holds NaN"),
     "gammas above one": ({}, with_tensor(DECAY, torch.ones(2)), r"gammas in \(0, 1\]"),
 }
 

@@ -81,7 +81,7 @@ def test_flags_reach_the_conversion(here: Path, capsys: pytest.CaptureFixture[st
     (here / "theirs" / "config.json").rename(here / "fields.json")
     torch.save(weights, here / "theirs" / "weights.pt")
     arguments = ["theirs/weights.pt", "new", "--fields", "fields.json"]
-    assert "pass --allow-pickle" in refusal(capsys, *arguments)
+    assert "pass --allow_pickle" in refusal(capsys, *arguments)
     arguments += ["--allow-pickle", "--from", "torchscale", "--score_norm", "paper"]
     assert main(["convert", *arguments, "--head_norm_eps", "1e-4"]) == 0
     assert "parallel form up to 0.3.0" in " ".join(capsys.readouterr().out.split())
@@ -128,6 +128,22 @@ def test_a_tokenizer_of_another_model(here: Path, capsys: pytest.CaptureFixture[
     assert "has 259 ids and the model a vocabulary of 100" in capsys.readouterr().err
 
 
+def test_a_tokenizer_of_a_kind_that_is_not_read(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was copied, and `retnet generate` recommended, which then refused it."""
+    make_ours(here / "ours")
+    main(["convert", "--to", "torchscale", "ours", "theirs"])
+    tokenizer = Tokenizer(models.WordPiece({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.save(str(here / "theirs" / "tokenizer.json"))
+    capsys.readouterr()
+    assert main(["convert", "theirs", "new"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "can't write with its tokenizer: new/tokenizer.json decodes by WordPiece; only" in out
+    assert "Write with it" not in out
+
+
 def test_without_a_tokenizer(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_ours(here / "ours")
     main(["convert", "--to", "torchscale", "ours", "theirs"])
@@ -149,7 +165,7 @@ def test_without_a_tokenizer(here: Path, capsys: pytest.CaptureFixture[str]) -> 
         (["--to", "torchscale", "nowhere", "new"], "nowhere holds no checkpoint"),
         (["--to", "torchscale", "ours", "ours"], "ours is there already"),
         (["nowhere", "new"], "there is no nowhere"),
-        (["ours", "new"], "is of no layout that is read here"),
+        (["ours", "new"], "is a checkpoint of retnet already; --to torchscale or fla"),
         (["ours/config.json", "new"], "is no file of weights by its name"),
         (["--score_norm", "none", "ours", "new"], "--score_norm must be one of decay, paper"),
     ],
