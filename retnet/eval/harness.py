@@ -29,8 +29,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTok
 
 from retnet.config import nearest
 from retnet.eval.config import EvalConfig
+from retnet.eval.items import DATA_ERRORS, check_items
 from retnet.eval.local_data import LocalDataError
-from retnet.eval.local_tasks import local_task_manager
+from retnet.eval.local_tasks import first_misfit, local_task_manager
 
 # lm_eval's own 100,000 take minutes for a perplexity; the standard error of 1,000 is off by 2 %.
 _BOOTSTRAP_ITERATIONS = 1000
@@ -40,7 +41,10 @@ _EXPECTED_WARNINGS = (
     "`pretrained` model kwarg is not of type `str`",
     "Passed an already-initialized model through `pretrained`",
     "Custom kwargs can be passed to `--metadata`",
+    "is defined, but aggregation is not",
+    "is defined, but higher_is_better is not",
 )
+LoadedTasks = dict[str, dict[str, Any]]
 _LOGGERS = ("lm_eval.models.huggingface", "lm_eval.api.task")
 
 
@@ -72,21 +76,40 @@ class Score:
 def evaluate(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: EvalConfig
 ) -> list[Score]:
-    """The figures of a model on some tasks.
+    """The figures of a model on some tasks: of `score`, on what `prepare` loads."""
+    return score(model, tokenizer, config, prepare(config))
+
+
+def prepare(config: EvalConfig) -> LoadedTasks:
+    """The tasks of a configuration, their data read and checked; it takes seconds.
+
+    Raises ValueError for a task that isn't known, and data that are missing or don't fit.
+    """
+    with _quiet(), redirect_stdout(sys.stderr):
+        _seed()
+        return load_tasks(TaskManager(), config)
+
+
+def score(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    config: EvalConfig,
+    tasks: LoadedTasks,
+) -> list[Score]:
+    """The figures of a model on loaded tasks.
 
     Every text that is scored begins with the tokenizer's bos, exactly once. As lm_eval does, this
     seeds Python's, numpy's and torch's global generators. What lm_eval prints goes to stderr.
 
-    Raises ValueError for a task that isn't known, data that are missing or don't fit, and a
-    tokenizer with more tokens than the model.
+    Raises ValueError for data that don't fit, answers longer than `max_length`, and a tokenizer
+    with more tokens than the model.
     """
     _check_vocabulary(model, tokenizer)
     with _quiet(), _one_process(), redirect_stdout(sys.stderr):
         _seed()
-        tasks = load_tasks(TaskManager(), config)
         # Not simple_evaluate: it would ask git and pip about this machine, which takes seconds
         # and writes "fatal: not a git repository".
-        with _doubting_data(config, LookupError, TemplateError):
+        with _doubting_data(config, LookupError, TypeError, TemplateError):
             found = lm_eval.evaluate(
                 lm=language_model(model, tokenizer, config),
                 task_dict=tasks,
@@ -112,7 +135,34 @@ def language_model(
 
 
 class BosLM(HFLM):  # type: ignore[misc]
-    """lm_eval's model of transformers, for a tokenizer that begins texts with bos."""
+    """lm_eval's model of transformers, for a tokenizer that begins texts with bos.
+
+    ValueError, where lm_eval would fail an assertion, for answers longer than `max_length`.
+    """
+
+    def _loglikelihood_tokens(
+        self, requests: Any, disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> list[tuple[float, bool]]:
+        self._require_length(max((len(answer) for _, _, answer in requests), default=0))
+        found: list[tuple[float, bool]] = super()._loglikelihood_tokens(
+            requests, disable_tqdm, override_bs
+        )
+        return found
+
+    def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
+        """Texts that continue prompts; one token of the prompt must have its place too."""
+        settings = (request.args[1] for request in requests)
+        longest = max((each.get("max_gen_toks", self.max_gen_toks) for each in settings), default=0)
+        self._require_length(longest + 1)
+        written: list[str] = super().generate_until(requests, disable_tqdm)
+        return written
+
+    def _require_length(self, longest: int) -> None:
+        if longest > self.max_length:
+            raise ValueError(
+                f"max_length must be at least {longest:,} for the longest answer of these tasks, "
+                f"got {self.max_length:,}"
+            )
 
     def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:
         """Log-likelihoods of whole texts, before which lm_eval puts bos by itself."""
@@ -141,7 +191,7 @@ def beginning_with_bos(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenize
     return copied
 
 
-def load_tasks(known: TaskManager, config: EvalConfig) -> dict[str, dict[str, Any]]:
+def load_tasks(known: TaskManager, config: EvalConfig) -> LoadedTasks:
     """The tasks and groups of a configuration with their data, as `lm_eval.evaluate` wants them.
 
     known: all tasks of the package.
@@ -151,14 +201,15 @@ def load_tasks(known: TaskManager, config: EvalConfig) -> dict[str, dict[str, An
             hint = nearest(name, known.all_tasks)
             raise ValueError(f"tasks has {name!r}, which lm_eval doesn't know{hint}")
     loaded = _download(known, config) if config.task_data is None else _read_files(known, config)
-    for task in loaded["tasks"].values():
+    for name, task in loaded["tasks"].items():
         num_fewshot = config.num_examples(task.get_config("num_fewshot"))
+        check_items(name, task, limit=config.limit, num_fewshot=num_fewshot)
         task.set_config(key="num_fewshot", value=num_fewshot)
         task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
     return loaded
 
 
-def _download(known: TaskManager, config: EvalConfig) -> dict[str, dict[str, Any]]:
+def _download(known: TaskManager, config: EvalConfig) -> LoadedTasks:
     try:
         return dict(known.load(list(config.task_names)))
     except OSError as error:
@@ -168,13 +219,15 @@ def _download(known: TaskManager, config: EvalConfig) -> dict[str, dict[str, Any
         ) from error
 
 
-def _read_files(known: TaskManager, config: EvalConfig) -> dict[str, dict[str, Any]]:
-    with (
-        TemporaryDirectory() as workspace,
-        _doubting_data(config, LookupError, TypeError, ValueError, TemplateError),
-    ):
+def _read_files(known: TaskManager, config: EvalConfig) -> LoadedTasks:
+    with TemporaryDirectory() as workspace:
         manager = local_task_manager(known, config, Path(workspace))
-        return dict(manager.load(list(config.task_names)))
+        try:
+            return dict(manager.load(list(config.task_names)))
+        except LocalDataError:
+            raise
+        except DATA_ERRORS as error:
+            raise first_misfit(manager) or error from error
 
 
 @contextmanager
@@ -182,14 +235,13 @@ def _doubting_data(config: EvalConfig, *errors: type[Exception]) -> Iterator[Non
     """Say of such errors inside that local files may not be what their task expects."""
     try:
         yield
-    except LocalDataError:
-        raise
     except errors as error:
         if config.task_data is None:
             raise
         raise ValueError(
-            f"task_data {config.task_data!r} doesn't fit a task ({type(error).__name__}: {error}); "
-            "a task's files need the columns and values that its data set has on the hub"
+            f"task_data {config.task_data!r} doesn't fit one of {', '.join(config.task_names)} "
+            f"({type(error).__name__}: {error}); a task's files need the columns and values that "
+            "its data set has on the hub"
         ) from error
 
 

@@ -27,25 +27,38 @@ _SPLIT_OF_WORD = {"train": "train", "training": "train", "test": "test"} | dict.
     ("validation", "valid", "val", "dev"), "validation"
 )
 _LINES_OF_ITEM = 6
+_HELLASWAG_LABELS = ("0", "1", "2", "3")
 
 
 class LocalDataError(ValueError):
     """Files of a task that are not there, or can't be read."""
 
 
-def task_folder(directory: Path, task: str) -> Path:
-    """The folder of a task's files; LocalDataError where there is none."""
+def require_folder(directory: Path) -> None:
+    """LocalDataError for a place of tasks that isn't a folder."""
     if not directory.is_dir():
         raise LocalDataError(
             f"task_data {str(directory)!r} is not a folder; pass one with a folder a task in it"
         )
-    for name in (task, _FOLDER_OF_TASK.get(task, task)):
-        if (directory / name).is_dir():
-            return directory / name
-    raise LocalDataError(
-        f"task_data {str(directory)!r} has no folder {task!r}; put the files of that task there, "
-        "such as validation.jsonl"
-    )
+
+
+def task_folders(directory: Path, tasks: Sequence[str]) -> dict[str, Path]:
+    """The folder of each task's files; LocalDataError, naming all, where some have none."""
+    require_folder(directory)
+    found = {task: _task_folder(directory, task) for task in tasks}
+    missing = [repr(task) for task, folder in found.items() if folder is None]
+    if missing:
+        folders = "folder" if len(missing) == 1 else "folders"
+        raise LocalDataError(
+            f"task_data {str(directory)!r} has no {folders} {', '.join(missing)}; put the files of "
+            "the task of that name there, such as validation.jsonl"
+        )
+    return {task: folder for task, folder in found.items() if folder is not None}
+
+
+def _task_folder(directory: Path, task: str) -> Path | None:
+    names = (task, _FOLDER_OF_TASK.get(task, task))
+    return next((directory / name for name in names if (directory / name).is_dir()), None)
 
 
 def split_files(
@@ -90,6 +103,9 @@ def read_rows(path: Path, task: str) -> list[Row]:
                 f"{path}, item {number}: expected the columns {', '.join(rows[0])} as in the "
                 f"first item; {', '.join(differing)} is only in one of them"
             )
+    if task in _ROW_CHECKS:
+        for number, row in enumerate(rows, 1):
+            _ROW_CHECKS[task](path, number, row)
     return rows
 
 
@@ -171,6 +187,32 @@ def _parquet(path: Path) -> list[Row]:
         raise LocalDataError(f"{path} can't be read as Parquet: {error}") from error
 
 
+def _check_piqa(path: Path, number: int, row: Row) -> None:
+    label = row.get("label")
+    if not isinstance(label, int) or label not in (0, 1):
+        raise LocalDataError(
+            f"{path}, item {number}: {_said(label)}; expected 0 or 1, in the column label or in "
+            f"{_labels_file(path).name} beside it"
+        )
+
+
+def _check_hellaswag(path: Path, number: int, row: Row) -> None:
+    label = row.get("label")
+    if str(label) not in _HELLASWAG_LABELS:
+        raise LocalDataError(
+            f"{path}, item {number}: {_said(label)}; expected the number of the right ending, "
+            "0 to 3"
+        )
+
+
+def _said(label: object) -> str:
+    return "no label" if label is None else f"the label is {label!r}"
+
+
+# For those that lm_eval scores as wrong, or fails on without a word about where.
+_ROW_CHECKS = {"piqa": _check_piqa, "hellaswag": _check_hellaswag}
+
+
 def _piqa_with_labels(path: Path) -> list[Row]:
     rows, labels = _json_lines(path), _labels(path)
     if not labels:
@@ -182,12 +224,16 @@ def _piqa_with_labels(path: Path) -> list[Row]:
 
 def _labels(path: Path) -> list[int]:
     """The labels beside a PIQA file; none where there is no such file."""
-    beside = path.with_name(_plain_name(path).stem + "-labels.lst")
+    beside = _labels_file(path)
     lines = _lines(beside) if beside.is_file() else []
     for number, line in enumerate(lines, 1):
         if line.strip() not in ("0", "1"):
             raise LocalDataError(f"{beside}, line {number}: expected 0 or 1, got {line!r}")
     return [int(line) for line in lines]
+
+
+def _labels_file(path: Path) -> Path:
+    return path.with_name(_plain_name(path).stem + "-labels.lst")
 
 
 def _hellaswag_text(path: Path) -> list[Row]:
@@ -210,7 +256,7 @@ def _hellaswag_item(path: Path, number: int, lines: Sequence[str]) -> Row:
         raise LocalDataError(
             f"{path}, line {number}: expected 'activity: context', got {lines[0][:40]!r}"
         )
-    if lines[1] not in ("0", "1", "2", "3"):
+    if lines[1] not in _HELLASWAG_LABELS:
         raise LocalDataError(
             f"{path}, line {number + 1}: expected the number of the right ending, 0 to 3, got "
             f"{lines[1][:40]!r}"

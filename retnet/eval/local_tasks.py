@@ -11,10 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict  # type: ignore[import-untyped]
+from jinja2.meta import find_undeclared_variables
 from lm_eval.tasks import TaskManager  # type: ignore[import-untyped]
+from lm_eval.utils import env  # type: ignore[import-untyped]
+from pyarrow import ArrowException  # type: ignore[import-untyped]
 
 from retnet.eval.config import EvalConfig
-from retnet.eval.local_data import LocalDataError, read_rows, split_files, task_folder
+from retnet.eval.items import DATA_ERRORS
+from retnet.eval.local_data import (
+    LocalDataError,
+    Row,
+    read_rows,
+    require_folder,
+    split_files,
+    task_folders,
+)
 
 # The first that a task has is evaluated; from the last come solved examples.
 _SPLITS = ("test_split", "validation_split", "training_split", "fewshot_split")
@@ -26,17 +37,64 @@ def local_task_manager(known: TaskManager, config: EvalConfig, workspace: Path) 
     known: all tasks of the package; workspace: an empty folder, which must stay until the tasks
     are loaded. Raises LocalDataError for a task whose files are not there.
     """
-    for number, (name, entry) in enumerate(_members(known, config.task_names).items()):
+    assert config.task_data is not None
+    require_folder(Path(config.task_data))
+    members = _members(known, config.task_names)
+    tasks = [name for name, entry in members.items() if entry.kind.name != "GROUP"]
+    splits = {name: _splits(name, members[name].cfg) for name in tasks}
+    folders = task_folders(Path(config.task_data), tasks)
+    for number, (name, entry) in enumerate(members.items()):
         definition: dict[str, Any] = {"include": str(entry.yaml_path)}
         function = ""
-        if entry.kind.name != "GROUP":
-            files = _files(name, entry.cfg, config)
+        if name in folders:
+            needs_examples = _takes_examples(entry.cfg, config)
+            files = _files(folders[name], name, splits[name], needs_examples=needs_examples)
             definition["dataset_kwargs"] = {"task_of_files": name, "files": files}
             function = f"custom_dataset: !function {__name__}.{local_dataset.__name__}\n"
         # JSON is YAML, but for the tag that makes a name a function.
         lines = [f"{key}: {json.dumps(value)}\n" for key, value in definition.items()]
         (workspace / f"{number}.yaml").write_text("".join(lines) + function, encoding="utf-8")
     return TaskManager(include_path=str(workspace), include_defaults=False)
+
+
+def first_misfit(manager: TaskManager) -> LocalDataError | None:
+    """What to say of the first task that can't make sense of its files; None if all can.
+
+    manager: of `local_task_manager`.
+    """
+    for name in manager.all_subtasks:
+        try:
+            manager.load([name])
+        except LocalDataError as error:
+            return error
+        except DATA_ERRORS as error:
+            return LocalDataError(_misfit(name, manager.task_index[name].cfg, error))
+    return None
+
+
+def _misfit(name: str, definition: Mapping[str, Any], error: Exception) -> str:
+    """What is wrong with the files of a task that lm_eval failed to load."""
+    files = definition["dataset_kwargs"]["files"][_splits(name, definition)[0]]
+    columns = read_rows(Path(files[0]), name)[0].keys()
+    missing = _named_columns(definition) - columns
+    if "process_docs" in definition:
+        where = files[0]
+    elif missing:
+        wanted = ", ".join(map(repr, sorted(missing)))
+        return f"{files[0]} has no column {wanted}, which {name} needs; it has {', '.join(columns)}"
+    else:  # loading looks at one item only
+        where = f"{files[0]}, item 1"
+    return (
+        f"{where} doesn't fit {name} ({type(error).__name__}: {error}); it needs the columns and "
+        "values that the task's data set has on the hub"
+    )
+
+
+def _named_columns(definition: Mapping[str, Any]) -> set[str]:
+    """The columns that the templates of a task name."""
+    templates = (definition.get(key) for key in ("doc_to_text", "doc_to_target", "doc_to_choice"))
+    parsed = [env.parse(template) for template in templates if isinstance(template, str)]
+    return set().union(*map(find_undeclared_variables, parsed))
 
 
 def local_dataset(
@@ -50,7 +108,16 @@ def local_dataset(
         split: [row for path in paths for row in read_rows(Path(path), task_of_files)]
         for split, paths in files.items()
     }
-    return DatasetDict({split: Dataset.from_list(each) for split, each in rows.items()})
+    return DatasetDict({split: _table(each, files[split]) for split, each in rows.items()})
+
+
+def _table(rows: Sequence[Row], files: Sequence[str]) -> Dataset:
+    try:
+        return Dataset.from_list(rows)
+    except (ArrowException, TypeError, ValueError) as error:
+        raise LocalDataError(
+            f"{', '.join(files)}: a column has values of several kinds ({error}); make them alike"
+        ) from error
 
 
 def _members(known: TaskManager, names: Sequence[str]) -> dict[str, Any]:
@@ -80,20 +147,25 @@ def _names_in_group(known: TaskManager, group: Any) -> list[str]:
     return names
 
 
-def _files(name: str, definition: Mapping[str, Any], config: EvalConfig) -> dict[str, list[str]]:
-    """The files of each of a task's splits."""
-    splits = {key: definition[key] for key in _SPLITS if definition.get(key)}
+def _splits(name: str, definition: Mapping[str, Any]) -> list[str]:
+    """The splits that a task names, first the one that is evaluated, last that of examples."""
+    splits = [definition[key] for key in _SPLITS if definition.get(key)]
     if "class" in definition or not splits:
         raise LocalDataError(
             f"task {name!r} gets its data by its own code, so task_data can't replace it; leave it "
             "out, or leave task_data out to download"
         )
-    evaluated, *_ = splits.values()
-    assert config.task_data is not None
-    folder = task_folder(Path(config.task_data), name)
-    files = split_files(folder, name, tuple(dict.fromkeys(splits.values())), evaluated)
-    *_, examples = splits.values()
-    if _takes_examples(definition, config) and not files[examples]:
+    return splits
+
+
+def _files(
+    folder: Path, name: str, splits: Sequence[str], *, needs_examples: bool
+) -> dict[str, list[str]]:
+    """The files of each of a task's splits."""
+    evaluated, *_ = splits
+    files = split_files(folder, name, tuple(dict.fromkeys(splits)), evaluated)
+    *_, examples = splits
+    if needs_examples and not files[examples]:
         raise LocalDataError(
             f"{folder} has no file of the split {examples!r}, from which {name} takes its solved "
             f"examples; add {examples}.jsonl to it, or set num_fewshot to 0"

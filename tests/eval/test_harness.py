@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Sequence
 from copy import deepcopy
+from dataclasses import replace
 from math import exp
 from pathlib import Path
 from statistics import fmean
@@ -146,15 +147,16 @@ def test_every_text_begins_with_one_bos(
 
 
 def test_bos_comes_once_whatever_the_tokenizer_does(tokenizer: PreTrainedTokenizerFast) -> None:
-    """One file adds bos, another bos and eos; ours nothing. It is copied, not changed."""
-    adding = deepcopy(tokenizer)
+    """Ours adds bos, one adds bos and eos, another nothing. It is copied, not changed."""
+    bare, adding = deepcopy(tokenizer), deepcopy(tokenizer)
+    bare.backend_tokenizer.post_processor = TemplateProcessing(single="$A", special_tokens=[])
     adding.backend_tokenizer.post_processor = TemplateProcessing(
         single="<bos> $A <eos>", special_tokens=[("<bos>", 1), ("<eos>", 2)]
     )
-    for each in (tokenizer, adding):
+    for each in (tokenizer, adding, bare):
         assert beginning_with_bos(each).encode("ab") == [BOS, 100, 101]
     assert adding.encode("ab") == [BOS, 100, 101, 2]
-    assert tokenizer.encode("ab") == [100, 101]
+    assert bare.encode("ab") == [100, 101]
 
 
 def test_no_bos_where_there_is_none(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -306,22 +308,120 @@ def test_tasks_that_can_not_be_loaded(
 
 
 def test_data_of_another_task(known: TaskManager, tmp_path: Path) -> None:
-    write_lines(tmp_path / "piqa" / "validation.jsonl", LAMBADA)
-    with pytest.raises(ValueError, match=r"doesn't fit a task .*'goal' is undefined"):
-        harness.load_tasks(known, EvalConfig(tasks="piqa", task_data=str(tmp_path)))
+    """A missing column was reported as a "malformed node", without the task or the file."""
+    write_lines(tmp_path / "piqa" / "validation.jsonl", [{"goal": "g", "sol1": "a", "label": 0}])
+    write_lines(tmp_path / "winogrande" / "validation.jsonl", WINOGRANDE)
+    config = EvalConfig(tasks="winogrande,piqa", task_data=str(tmp_path))
+    with pytest.raises(ValueError, match=r"validation.jsonl has no column 'sol2', which piqa"):
+        harness.load_tasks(known, config)
+
+
+ARC = {"question": "q", "choices": {"text": ["x", "y"], "label": ["A", "B"]}, "answerKey": "B"}
+BOOLQ = {"question": "is it", "passage": "It is.", "label": 1}
+PIQA_ITEM = PIQA[0]
+
+
+@pytest.mark.parametrize(
+    ("task", "item", "wrong", "says"),
+    [
+        ("boolq", BOOLQ, {"label": -1}, "item 2: the answer is -1; .* right choice, 0 to 1"),
+        ("boolq", BOOLQ, {"label": 2}, "item 2: the answer is 2"),
+        ("boolq", BOOLQ, {"label": None}, "item 2: no answer"),
+        ("winogrande", WINOGRANDE[0], {"answer": ""}, "item 2 doesn't fit the task .KeyError"),
+        ("piqa", PIQA_ITEM, {"sol2": None}, "item 2: expected texts to choose from"),
+    ],
+)
+def test_items_that_can_not_be_scored(
+    task: str,
+    item: dict[str, Any],
+    wrong: dict[str, Any],
+    says: str,
+    known: TaskManager,
+    tmp_path: Path,
+) -> None:
+    """lm_eval looks at the first item when it loads a task, and scores others in silence: an answer
+    that is none of the choices was an accuracy of 0. Items beyond the limit don't matter."""
+    write_lines(tmp_path / task / "validation.jsonl", [item, {**item, **wrong}])
+    config = EvalConfig(tasks=task, task_data=str(tmp_path), num_fewshot=0)
+    with pytest.raises(ValueError, match=f"validation.jsonl, {says}"):
+        harness.load_tasks(known, config)
+    harness.load_tasks(known, replace(config, limit=1))
+
+
+def test_a_missing_column_is_no_answer(known: TaskManager, tmp_path: Path) -> None:
+    """lm_eval took its name for the answer."""
+    item = {name: text for name, text in BOOLQ.items() if name != "label"}
+    write_lines(tmp_path / "boolq" / "validation.jsonl", [item])
+    with pytest.raises(ValueError, match="item 1: no column 'label'"):
+        harness.load_tasks(known, EvalConfig(tasks="boolq", task_data=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("task", "item"),
+    [
+        (
+            "arc_easy",
+            {
+                "question": "q",
+                "choices": {"text": ["x", "y"], "label": ["A", "B"]},
+                "answerKey": "B",
+            },
+        ),
+        ("lambada_openai", LAMBADA[0]),
+        ("truthfulqa_mc2", {"question": "q", "mc2_targets": {"choices": ["a"], "labels": [1]}}),
+    ],
+)
+def test_answers_of_other_kinds(
+    task: str, item: dict[str, Any], known: TaskManager, tmp_path: Path
+) -> None:
+    """Letters, texts, and those with a rule of their own."""
+    write_lines(tmp_path / task / "test.jsonl", [item])
+    write_lines(tmp_path / task / "validation.jsonl", [item])
+    loaded = harness.load_tasks(
+        known, EvalConfig(tasks=task, task_data=str(tmp_path), num_fewshot=0)
+    )
+    assert list(loaded["tasks"]) == [task]
+
+
+def test_a_column_of_several_kinds(known: TaskManager, tmp_path: Path) -> None:
+    write_lines(tmp_path / "boolq" / "validation.jsonl", [BOOLQ, {**BOOLQ, "label": "no"}])
+    with pytest.raises(ValueError, match=r"validation.jsonl: a column has values of several kinds"):
+        harness.load_tasks(known, EvalConfig(tasks="boolq", task_data=str(tmp_path)))
+
+
+def test_examples_of_one_item(known: TaskManager, tmp_path: Path) -> None:
+    """Python's "Sample larger than population" was all that was said."""
+    for split in ("train", "test"):
+        write_lines(tmp_path / "gsm8k" / f"{split}.jsonl", [{"question": "q", "answer": "#### 1"}])
+    says = "gsm8k: 5 solved examples wanted before each item, and .*train.jsonl has 1;"
+    with pytest.raises(ValueError, match=says):
+        harness.load_tasks(known, EvalConfig(tasks="gsm8k", task_data=str(tmp_path)))
+
+
+def test_examples_without_answers(known: TaskManager, tmp_path: Path) -> None:
+    write_lines(tmp_path / "boolq" / "validation.jsonl", [BOOLQ])
+    write_lines(tmp_path / "boolq" / "train.jsonl", [BOOLQ, {**BOOLQ, "label": -1}])
+    config = EvalConfig(tasks="boolq", task_data=str(tmp_path), num_fewshot=1)
+    with pytest.raises(ValueError, match=r"train.jsonl, item 2: the answer is -1"):
+        harness.load_tasks(known, config)
 
 
 @pytest.mark.usefixtures("one_index")
-def test_a_value_of_no_sense(
-    model: RetNetForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+@pytest.mark.parametrize(("task", "least"), [("piqa", 26), ("lambada_openai", 6)])
+def test_answers_longer_than_texts_may_be(
+    task: str, least: int, model: RetNetForCausalLM, tokenizer: Any, task_data: Path
 ) -> None:
-    """lm_eval looks at the first item when it loads a task, and at the others much later."""
-    write_lines(
-        tmp_path / "winogrande" / "val.jsonl", [WINOGRANDE[0], {**WINOGRANDE[1], "answer": ""}]
-    )
-    config = EvalConfig(tasks="winogrande", task_data=str(tmp_path))
-    with pytest.raises(ValueError, match=r"doesn't fit a task .*KeyError"):
+    """lm_eval fails an assertion."""
+    config = EvalConfig(tasks=task, task_data=str(task_data), max_length=4)
+    with pytest.raises(ValueError, match=f"max_length must be at least {least} .*, got 4"):
         evaluate(model, tokenizer, config)
+
+
+def test_written_answers_longer_than_texts_may_be(model: RetNetForCausalLM, tokenizer: Any) -> None:
+    lm = language_model(model, tokenizer, EvalConfig(max_length=8))
+    prompts = [("a", {"until": ["\n"], "max_gen_toks": 8})]
+    with pytest.raises(ValueError, match=r"max_length must be at least 9 .*, got 8"):
+        lm.generate_until(requests(prompts, "generate_until"), disable_tqdm=True)
 
 
 def test_download_without_network(known: TaskManager, monkeypatch: pytest.MonkeyPatch) -> None:

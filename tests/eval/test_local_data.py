@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from retnet.eval.local_data import LocalDataError, Row, read_rows, split_files, task_folder
+from retnet.eval.local_data import LocalDataError, Row, read_rows, split_files, task_folders
 
 HELLASWAG = """\
 Canoeing: A man sits. He is in a canoe. the man, who is Tom
@@ -89,7 +89,8 @@ def test_piqa_with_labels_beside_it(suffix: str, tmp_path: Path) -> None:
     rows = [{"goal": "g", "sol1": "a", "sol2": "b"}, {"goal": "h", "sol1": "c", "sol2": "d"}]
     data = lines_of(rows).encode()
     (tmp_path / f"valid.jsonl{suffix}").write_bytes(gzip.compress(data) if suffix else data)
-    assert read_rows(tmp_path / f"valid.jsonl{suffix}", "piqa") == rows
+    with pytest.raises(LocalDataError, match=r"item 1: no label; .* or in valid-labels.lst beside"):
+        read_rows(tmp_path / f"valid.jsonl{suffix}", "piqa")
     write(tmp_path / "valid-labels.lst", "1\n0\n")
     labelled = read_rows(tmp_path / f"valid.jsonl{suffix}", "piqa")
     assert [row["label"] for row in labelled] == [1, 0]
@@ -139,18 +140,47 @@ def test_labels_that_do_not_do(labels: str, says: str, tmp_path: Path) -> None:
         read_rows(path, "piqa")
 
 
+@pytest.mark.parametrize(
+    ("task", "label", "says"),
+    [
+        ("piqa", -1, "the label is -1; expected 0 or 1"),
+        ("piqa", 7, "the label is 7"),
+        ("piqa", "1", "the label is '1'"),
+        ("piqa", None, "no label"),
+        ("hellaswag", "", "the label is ''; expected the number of the right ending, 0 to 3"),
+        ("hellaswag", -1, "the label is -1"),
+        ("hellaswag", None, "no label"),
+    ],
+)
+def test_labels_out_of_range(task: str, label: object, says: str, tmp_path: Path) -> None:
+    """lm_eval counted such items as wrong answers, or failed without a word about where."""
+    path = write(tmp_path / "validation.jsonl", lines_of([{"label": 1}, {"label": label}]))
+    with pytest.raises(LocalDataError, match=f"validation.jsonl, item 2: {says}"):
+        read_rows(path, task)
+
+
 # --- which file is which
 
 
 def test_folder_of_a_task(tmp_path: Path) -> None:
+    def folder(task: str) -> Path:
+        return task_folders(tmp_path, [task])[task]
+
     (tmp_path / "lambada").mkdir()
-    assert task_folder(tmp_path, "lambada_openai") == tmp_path / "lambada"
+    assert folder("lambada_openai") == tmp_path / "lambada"
     (tmp_path / "lambada_openai").mkdir()
-    assert task_folder(tmp_path, "lambada_openai") == tmp_path / "lambada_openai"
+    assert folder("lambada_openai") == tmp_path / "lambada_openai"
     with pytest.raises(LocalDataError, match="has no folder 'lambada_standard'"):
-        task_folder(tmp_path, "lambada_standard")
+        folder("lambada_standard")
     with pytest.raises(LocalDataError, match=r"task_data .*nowhere' is not a folder"):
-        task_folder(tmp_path / "nowhere", "piqa")
+        task_folders(tmp_path / "nowhere", ["piqa"])
+
+
+def test_all_missing_folders_at_once(tmp_path: Path) -> None:
+    """They were named one by one, a call each."""
+    (tmp_path / "b").mkdir()
+    with pytest.raises(LocalDataError, match="has no folders 'a', 'c'; put"):
+        task_folders(tmp_path, ["a", "b", "c"])
 
 
 @pytest.mark.parametrize(
@@ -232,7 +262,8 @@ def test_splits_that_are_not_there(names: list[str], says: str, tmp_path: Path) 
 def test_published_files(
     task: str, split: str, num_items: int, columns: set[str], data_dir: Path
 ) -> None:
-    ((path,),) = split_files(task_folder(data_dir, task), task, (split,), split).values()
+    folder = task_folders(data_dir, [task])[task]
+    ((path,),) = split_files(folder, task, (split,), split).values()
     rows = read_rows(path, task)
     assert len(rows) == num_items
     assert rows[0].keys() == columns
