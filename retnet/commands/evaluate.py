@@ -3,7 +3,9 @@
 import json
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, fields
+from datetime import UTC, datetime
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,10 +22,13 @@ from retnet.commands.flags import (
     attribute_texts,
     naming_flags,
 )
+from retnet.commands.models import require_folder
 from retnet.eval.config import EvalConfig
+from retnet.eval.local_data import require_folder as require_task_data
 from retnet.train.config import TrainConfig
 
 if TYPE_CHECKING:
+    import torch
     from rich.table import Table
 
     from retnet.eval.harness import Score
@@ -60,36 +65,63 @@ def _run(values: Values) -> int:
     with naming_flags({name: f"--{name}" for name in (*_FIELDS, "device")}):
         config = EvalConfig(**{name: values[name] for name in _FIELDS})
         out = _writable(values["out"])
-        start = time.perf_counter()
-        scores = _evaluate(values, config)
+        folder = require_folder(values["model"])
+        if config.task_data is not None:
+            require_task_data(Path(config.task_data))
+        if find_spec("lm_eval") is None:
+            raise UsageError("eval needs EleutherAI's lm_eval: pip install 'retnet[eval]'")
+
+        from retnet.train.environment import find_device
+
+        device = find_device(values["device"])
+        _require_model(folder)
+        start, date = time.perf_counter(), datetime.now(UTC)
+        scores = _evaluate(folder, config, device, values)
     seconds = time.perf_counter() - start
     if out is not None:
-        out.write_text(_report(values, scores, seconds), encoding="utf-8")
+        ran = {**values, "device": str(device)}
+        out.write_text(_report(ran, scores, date, seconds), encoding="utf-8")
     _show(scores, seconds)
     return 0
 
 
-def _evaluate(values: Values, config: EvalConfig) -> "list[Score]":
-    if not Path(values["model"]).is_dir():
-        raise UsageError(
-            f"--model {values['model']!r} is not a folder; train a model with `retnet train`, or "
-            "pass the folder of one"
-        )
-    if find_spec("lm_eval") is None:
-        raise UsageError("eval needs EleutherAI's lm_eval: pip install 'retnet[eval]'")
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def _require_model(folder: Path) -> None:
+    """An error, before anything slow, for a folder without a model or tokenizer to evaluate."""
+    from transformers import CONFIG_MAPPING
 
-    import retnet.hf  # noqa: F401, it makes our models known to the two
-    from retnet.eval.harness import evaluate
-    from retnet.train.environment import find_device, threads
+    from retnet.checkpoint import MODEL_TYPE, read_config, refuse_other_model
+    from retnet.checkpoint.files import CONFIG_FILE, read_fields
+    from retnet.data.tokenizer import OtherTokenizerError, load_tokenizer
 
-    device = find_device(values["device"])
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[values["dtype"]]
-    model: Any = AutoModelForCausalLM.from_pretrained(values["model"], dtype=dtype)
-    tokenizer = AutoTokenizer.from_pretrained(values["model"])
+    # An adapter has the configuration of its model elsewhere.
+    if not (folder / "adapter_config.json").is_file():
+        fields = read_fields(folder)
+        if fields.get("model_type") == MODEL_TYPE:
+            read_config(folder)
+        elif fields.get("model_type") not in CONFIG_MAPPING:
+            refuse_other_model(fields, str(folder / CONFIG_FILE))
+    with suppress(OtherTokenizerError):
+        load_tokenizer(folder)
+
+
+def _evaluate(
+    folder: Path, config: EvalConfig, device: "torch.device", values: Values
+) -> "list[Score]":
+    from retnet.eval.harness import prepare, score
+    from retnet.train.environment import threads
+
     with threads(values["threads"]):
-        return evaluate(model.to(device), tokenizer, config)
+        tasks = prepare(config)
+
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        import retnet.hf  # noqa: F401, it makes our models known to the two
+
+        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[values["dtype"]]
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        return score(model.to(device), tokenizer, config, tasks)
 
 
 def _writable(out: str | None) -> Path | None:
@@ -97,8 +129,10 @@ def _writable(out: str | None) -> Path | None:
     if out is None:
         return None
     path = Path(out)
-    if path.is_dir() or not path.parent.is_dir():
+    if not path.parent.is_dir() or path.is_dir():
         raise UsageError(f"--out {out!r} must be a file in a folder that exists")
+    if path.exists():
+        raise UsageError(f"--out {out!r} exists already; choose another name, or move it away")
     return path
 
 
@@ -135,12 +169,13 @@ def _short(number: float) -> str:
     return f"{number:.4f}" if abs(number) < 100 else f"{number:.3g}"
 
 
-def _report(values: Values, scores: "Sequence[Score]", seconds: float) -> str:
-    """Everything that was asked and found, as JSON."""
+def _report(values: Values, scores: "Sequence[Score]", date: datetime, seconds: float) -> str:
+    """Everything that was asked and found, as JSON. values: the flags, the device that ran."""
     settings = {name: values[name] for name in ("model", *_FIELDS, "device", "dtype")}
     report: dict[str, Any] = {
         "settings": settings,
         "versions": {"retnet": __version__} | {name: version(name) for name in _PACKAGES},
+        "date": date.isoformat(timespec="seconds"),
         "seconds": round(seconds, 1),
         "scores": [asdict(score) for score in scores],
     }
@@ -151,7 +186,8 @@ COMMAND = Command(
     summary="score a model on tasks of EleutherAI's evaluation harness",
     usage="[--model DIR] [--tasks NAME,...] [--task_data DIR] [flags]",
     details="Takes any causal model that transformers loads. DIR of --task_data has a folder a "
-    "task, named as the task, with .jsonl, .json or .parquet files named as their splits.",
+    "task, named as the task, with .jsonl, .json or .parquet files named as their splits; the "
+    "members of a group have one each. docs/evaluation.md has examples.",
     add_flags=_add_flags,
     run=_run,
 )

@@ -5,12 +5,12 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser
 
 from retnet.commands.flags import Command, UsageError, Values, add_flag, naming_flags
+from retnet.commands.models import require_folder
 from retnet.commands.terminal import bytes_text, write_now
 from retnet.train.config import TrainConfig
 
@@ -82,7 +82,7 @@ def _generate(values: Values) -> int:
     from retnet.train.environment import find_device, threads
 
     params = SamplingParams(stop=tuple(values["stop"]), **{name: values[name] for name in SAMPLING})
-    directory = _existing(values["model"])
+    directory = require_folder(values["model"])
     prompt = _read_stdin() if values["prompt"] == "-" else values["prompt"]
     device = find_device(values["device"])
     model = load_checkpoint(directory, device=device)
@@ -102,15 +102,6 @@ def _generate(values: Values) -> int:
                 report = _report(model, counting, first_s, total_s)
                 sys.stderr.write(f"{report}; seed {seed}\n")
     return 0
-
-
-def _existing(model: str) -> Path:
-    if not Path(model).is_dir():
-        raise UsageError(
-            f"--model {model!r} is not a folder; train a model with `retnet train`, or pass the "
-            "folder of one"
-        )
-    return Path(model)
 
 
 def _read_stdin() -> str:

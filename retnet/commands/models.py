@@ -1,6 +1,7 @@
 """Which model a command is about: a preset and changes to it."""
 
 import os
+from pathlib import Path
 from typing import Any
 
 from retnet.commands.flags import UsageError, Values, add_flag, group_values
@@ -17,6 +18,16 @@ def add_preset(parser: Any, default: str | None) -> None:
 def model_config(values: Values) -> ModelConfig:
     """The model of --preset, with the fields changed that --model.FIELD names."""
     return preset(values["preset"], **group_values(values, "model"))
+
+
+def require_folder(model: str) -> Path:
+    """The folder of --model; UsageError where there is none."""
+    if not Path(model).is_dir():
+        raise UsageError(
+            f"--model {model!r} is not a folder; train a model with `retnet train`, or pass the "
+            "folder of one"
+        )
+    return Path(model)
 
 
 def num_parameters(config: ModelConfig) -> int:

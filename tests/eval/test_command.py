@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from datetime import datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
 
@@ -68,6 +69,8 @@ def test_from_files_to_a_table(model_dir: Path, task_data: Path, tmp_path: Path)
 
     report = json.loads((tmp_path / "out.json").read_text())
     assert report["settings"]["batch_size"] == 3
+    assert report["settings"]["device"] in ("cpu", "cuda")
+    assert datetime.fromisoformat(report["date"]).utcoffset() == timedelta(0)
     assert report["versions"]["lm_eval"] == version("lm_eval")
     accuracies = {score["task"]: score for score in report["scores"] if score["metric"] == "acc"}
     assert list(accuracies) == ["hellaswag", "piqa", "winogrande", "lambada_openai"]
@@ -95,16 +98,63 @@ def test_folder_without_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert str(tmp_path) in refusal(capsys, "--model", str(tmp_path))
 
 
+@pytest.fixture
+def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights, which take long to read, are not read."""
+
+    def fail(*arguments: object, **settings: object) -> None:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", fail)
+
+
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
         (("--tasks", "hellaswga"), "--tasks has 'hellaswga', .*; did you mean 'hellaswag'?"),
         (("--task_data", "nowhere"), "--task_data 'nowhere' is not a folder"),
+        (("--device", "abacus"), "--device 'abacus' cannot be used here"),
     ],
 )
-@pytest.mark.usefixtures("one_index")
+@pytest.mark.usefixtures("one_index", "no_model")
 def test_refusals_name_the_flag(
     flags: tuple[str, str], says: str, model_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     error = refusal(capsys, "--model", str(model_dir), *flags)
     assert re.match(f"retnet: error: {says}", error)
+
+
+@pytest.fixture
+def no_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All tasks' definitions, which take long to read, are not read."""
+    pytest.importorskip("lm_eval", exc_type=ImportError)
+
+    def fail() -> None:
+        raise AssertionError("the tasks were looked up")
+
+    monkeypatch.setattr("retnet.eval.harness.TaskManager", fail)
+
+
+@pytest.mark.usefixtures("no_model", "no_tasks")
+def test_another_projects_model(
+    model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Transformers said that config.json should have a model_type, after 11 s."""
+    fields = {"decoder_embed_dim": 8, "decoder_retention_heads": 2, "decoder_layers": 1}
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    assert "retnet convert --from torchscale" in refusal(capsys, "--model", str(tmp_path))
+
+
+@pytest.mark.usefixtures("no_model", "no_tasks")
+def test_model_without_a_tokenizer(
+    core: RetNet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_checkpoint(tmp_path, core)
+    assert f"no tokenizer.json in {tmp_path}" in refusal(capsys, "--model", str(tmp_path))
+
+
+def test_figures_are_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "scores.json"
+    out.write_text("{}")
+    assert f"--out '{out}' exists already" in refusal(capsys, "--out", str(out))
+    assert out.read_text() == "{}"
