@@ -258,6 +258,17 @@ def test_benchmark_runs(script: str, expected: set[str]) -> None:
     assert len(result["ratios"]) >= 8
 
 
+@pytest.mark.slow
+def test_benchmark_of_generate_runs() -> None:
+    done = run_script("bench_hf.py", "--quick")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    contenders = {row["contender"] for row in result["rows"] if row["kind"] == "time"}
+    assert contenders == {"retnet.generate", "RetNetForCausalLM.generate"}
+    assert len({row["state_bytes"] for row in result["rows"] if row["kind"] == "memory"}) == 1
+    assert all(ratio["value"] is not None for ratio in result["ratios"])
+
+
 @pytest.mark.parametrize(
     ("script", "options", "message"),
     [
@@ -266,6 +277,7 @@ def test_benchmark_runs(script: str, expected: set[str]) -> None:
         ("bench_retention.py", ["--save", "../x"], "plain file name"),
         ("bench_decoding.py", ["--preset", "bsae"], "did you mean 'base'"),
         ("bench_decoding.py", ["--heads", "7"], "num_heads must divide d_model"),
+        ("bench_hf.py", ["--tokens", "0"], "--tokens must be at least 1"),
     ],
 )
 def test_benchmark_refuses_in_one_line(script: str, options: list[str], message: str) -> None:
