@@ -3,7 +3,6 @@
 No `from __future__ import annotations` here: Transformers reads the annotations themselves.
 """
 
-from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, Self
@@ -22,7 +21,8 @@ from transformers.utils.generic import can_return_tuple
 from retnet.hf.cache import RetNetCache
 from retnet.hf.configuration import RetNetConfig
 from retnet.hf.inputs import as_cache, check_shapes, past_state, read_padding, read_segments
-from retnet.model import RetNet, RetNetBackbone, initialise_parameter_
+from retnet.hf.weights import draw_missing_, require_whole
+from retnet.model import RetNet, RetNetBackbone
 from retnet.ops import retention_chunkwise, retention_recurrent
 from retnet.position import Retention
 
@@ -87,38 +87,17 @@ class RetNetPreTrainedModel(PreTrainedModel):
         Not in `from_pretrained`: of a folder of adapters it reports on them, not on their base.
         """
         loading_info = PreTrainedModel._finalize_model_loading(model, load_config, loading_info)
-        model._refuse_broken_weights(loading_info.missing_keys, loading_info.unexpected_keys)
+        require_whole(model, loading_info.missing_keys, loading_info.unexpected_keys)
         return loading_info
 
-    def _refuse_broken_weights(self, missing: Iterable[str], unexpected: Iterable[str]) -> None:
-        """ValueError where weights are missing, not of this model, or not finite."""
-        prefix = f"{self.base_model_prefix}."
-        problems = [f"{name} is missing" for name in missing if name.startswith(prefix)]
-        problems += [f"{n} is not of this model" for n in unexpected if n.startswith(prefix)]
-        problems += [
-            f"{name} is not finite"
-            for name, weight in self.named_parameters()
-            if type(weight) is nn.Parameter and not weight.is_meta and not weight.isfinite().all()
-        ]
-        if problems:
-            listed = "; ".join(sorted(problems)[:3])
-            raise ValueError(
-                f"{self.name_or_path}: the weights are not a whole model's ({len(problems)}): "
-                f"{listed}; drop the settings that you override, save it again, or `retnet "
-                "convert` it if another project wrote it"
-            )
-
-    @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Draw the weights that were not loaded, by the core's rule, which goes by names."""
         names = {each: name for name, each in self.named_modules()}
         name = names.get(module, "embed_tokens")  # new embeddings are not in the model yet
-        if name.split(".")[0] not in ("backbone", "embed_tokens", "lm_head", "score"):
+        if name.split(".")[0] in ("backbone", "embed_tokens", "lm_head", "score"):
+            draw_missing_(name, module)
+        else:
             super()._init_weights(module)  # of a subclass, whose names mean nothing here
-            return
-        for kind, parameter in module.named_parameters(recurse=False):
-            if not getattr(parameter, "_is_hf_initialized", False):
-                initialise_parameter_(f"{name}.{kind}", parameter)
 
     def _features(
         self,
