@@ -23,6 +23,7 @@ from retnet.bench import Ratio, Report, Row, quotient, table, times_ms
 from retnet.config import ModelConfig, preset
 from retnet.generation import SamplingParams, generate
 from retnet.hf import RetNetCache, RetNetForCausalLM
+from retnet.hf.inputs import CACHE_NAME
 from retnet.measure import dtype_name, in_fresh_process, measure, peak_rise_bytes
 from retnet.model import RetNet
 
@@ -140,10 +141,10 @@ def write_adapted(
     written = adapted.generate(
         prompt,
         max_new_tokens=num_tokens,
-        past_key_values=cache,
         do_sample=False,
         eos_token_id=None,
         pad_token_id=0,
+        **{CACHE_NAME: cache},
     )
     assert isinstance(written, Tensor)
     return written[:, prompt.shape[1] :]

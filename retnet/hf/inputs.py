@@ -5,10 +5,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from retnet.config import ModelConfig
 from retnet.hf.cache import RetNetCache
 from retnet.model import RetNetState
+
+# What Transformers calls a cache, as an argument and in what a model returns.
+CACHE_NAME = (
+    "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
+)
 
 
 @dataclass(frozen=True)
@@ -80,12 +86,13 @@ def read_padding(attention_mask: Tensor | None, num_tokens: int) -> Padding:
     return Padding(mask, bool(ends.any()))
 
 
-def as_cache(past_key_values: object) -> RetNetCache | None:
-    """A cache of ours or None, as it came; TypeError for one of another kind."""
-    if past_key_values is None or isinstance(past_key_values, RetNetCache):
-        return past_key_values
+def as_cache(past_key_values: object, cache: object) -> RetNetCache | None:
+    """The cache that came under either name, or None; TypeError for one of another kind."""
+    given = cache if past_key_values is None else past_key_values
+    if given is None or isinstance(given, RetNetCache):
+        return given
     raise TypeError(
-        f"past_key_values must be a RetNetCache, got {type(past_key_values).__name__}: a RetNet "
+        f"{CACHE_NAME} must be a RetNetCache, got {type(given).__name__}: a RetNet "
         "keeps a state of constant size, not keys and values. Pass none and one is made, or "
         "RetNetCache(model.config)"
     )

@@ -20,7 +20,14 @@ from transformers.utils.generic import can_return_tuple
 
 from retnet.hf.cache import RetNetCache
 from retnet.hf.configuration import RetNetConfig
-from retnet.hf.inputs import as_cache, check_shapes, past_state, read_padding, read_segments
+from retnet.hf.inputs import (
+    CACHE_NAME,
+    as_cache,
+    check_shapes,
+    past_state,
+    read_padding,
+    read_segments,
+)
 from retnet.hf.weights import draw_missing_, require_whole
 from retnet.model import RetNet, RetNetBackbone
 from retnet.ops import retention_chunkwise, retention_recurrent
@@ -39,6 +46,11 @@ class _Features(NamedTuple):
     cache: RetNetCache | None
     hidden_states: tuple[Tensor, ...] | None
 
+    @property
+    def named_cache(self) -> dict[str, Any]:
+        """The cache by the name that it has in Transformers' outputs."""
+        return {CACHE_NAME: self.cache}
+
 
 class RetNetPreTrainedModel(PreTrainedModel):
     """What RetNet's classes share: the backbone, and how a call of Transformers becomes one of its.
@@ -52,7 +64,8 @@ class RetNetPreTrainedModel(PreTrainedModel):
     seq_idx: [B, T], the number of the document that each token of a packed row belongs to; or
         cu_seq_lens_q, [documents + 1], where those of a single row begin and end. The first
         document of a call goes on from the cache.
-    past_key_values: a `RetNetCache`; changed by the call, as caches of Transformers are.
+    past_key_values: a `RetNetCache`; changed by the call, as caches of Transformers are. Under the
+        name `cache`, too, which it has in Transformers 5.24 and newer.
     use_cache: whether to hand out a cache. By default where one is passed; else as the
         configuration says, but not in training, nor with padding on the right, whose state would
         be of no use.
@@ -65,7 +78,7 @@ class RetNetPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _is_stateful = True  # refuses assisted decoding, which would have to take tokens back
     _no_split_modules = ["RetNetBlock"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["past_key_values", "cache"]
 
     def __init__(self, config: RetNetConfig) -> None:
         super().__init__(config)
@@ -108,12 +121,11 @@ class RetNetPreTrainedModel(PreTrainedModel):
         position_ids: Tensor | None,
         seq_idx: Tensor | None,
         cu_seq_lens_q: Tensor | None,
-        past_key_values: RetNetCache | None,
+        cache: RetNetCache | None,
         use_cache: bool | None,
         output_hidden_states: bool | None,
     ) -> _Features:
         x = self._embedded(input_ids, inputs_embeds)
-        cache = as_cache(past_key_values)
         num_columns = 0 if cache is None else cache.get_seq_length()
         check_shapes(x, attention_mask, position_ids, num_columns)
         padding = read_padding(attention_mask, x.shape[1])
@@ -188,6 +200,7 @@ class RetNetModel(RetNetPreTrainedModel):
         output_hidden_states: bool | None = None,
         seq_idx: Tensor | None = None,
         cu_seq_lens_q: Tensor | None = None,
+        cache: RetNetCache | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """The features [B, T, D] after the final norm, as `last_hidden_state`."""
@@ -198,14 +211,14 @@ class RetNetModel(RetNetPreTrainedModel):
             position_ids=position_ids,
             seq_idx=seq_idx,
             cu_seq_lens_q=cu_seq_lens_q,
-            past_key_values=past_key_values,
+            cache=as_cache(past_key_values, cache),
             use_cache=use_cache,
             output_hidden_states=output_hidden_states,
         )
         return BaseModelOutputWithPast(
             last_hidden_state=read.features,
-            past_key_values=read.cache,
             hidden_states=read.hidden_states,
+            **read.named_cache,
         )
 
 
@@ -259,6 +272,7 @@ class RetNetForCausalLM(RetNetPreTrainedModel, GenerationMixin):
         output_hidden_states: bool | None = None,
         seq_idx: Tensor | None = None,
         cu_seq_lens_q: Tensor | None = None,
+        cache: RetNetCache | None = None,
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
@@ -275,7 +289,7 @@ class RetNetForCausalLM(RetNetPreTrainedModel, GenerationMixin):
             position_ids=position_ids,
             seq_idx=seq_idx,
             cu_seq_lens_q=cu_seq_lens_q,
-            past_key_values=past_key_values,
+            cache=as_cache(past_key_values, cache),
             use_cache=use_cache,
             output_hidden_states=output_hidden_states,
         )
@@ -289,8 +303,8 @@ class RetNetForCausalLM(RetNetPreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=read.cache,
             hidden_states=read.hidden_states,
+            **read.named_cache,
         )
 
     def _prepare_cache_for_generation(
@@ -307,8 +321,8 @@ class RetNetForCausalLM(RetNetPreTrainedModel, GenerationMixin):
                 f"cache_implementation must be left out for a RetNet, got "
                 f"{generation_config.cache_implementation!r}: its state has one size and one kind"
             )
-        if model_kwargs.get("past_key_values") is None and generation_config.use_cache:
-            model_kwargs["past_key_values"] = RetNetCache(self.config)
+        if model_kwargs.get(CACHE_NAME) is None and generation_config.use_cache:
+            model_kwargs[CACHE_NAME] = RetNetCache(self.config)
         return False
 
 
@@ -335,6 +349,7 @@ class RetNetForSequenceClassification(RetNetPreTrainedModel):
         output_hidden_states: bool | None = None,
         seq_idx: Tensor | None = None,
         cu_seq_lens_q: Tensor | None = None,
+        cache: RetNetCache | None = None,
         **kwargs: Any,
     ) -> SequenceClassifierOutputWithPast:
         """`logits` [B, num_labels], and the `loss` given labels. A row is one document.
@@ -353,7 +368,7 @@ class RetNetForSequenceClassification(RetNetPreTrainedModel):
             position_ids=position_ids,
             seq_idx=None,
             cu_seq_lens_q=None,
-            past_key_values=past_key_values,
+            cache=as_cache(past_key_values, cache),
             use_cache=use_cache,
             output_hidden_states=output_hidden_states,
         )
@@ -368,8 +383,8 @@ class RetNetForSequenceClassification(RetNetPreTrainedModel):
         return SequenceClassifierOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=read.cache,
             hidden_states=read.hidden_states,
+            **read.named_cache,
         )
 
     def _last_tokens(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from retnet.hf import RetNetCache, RetNetForCausalLM
+from retnet.hf.inputs import CACHE_NAME
 
 
 @torch.no_grad()
@@ -50,6 +51,16 @@ def test_empty(model: RetNetForCausalLM, ids: Tensor) -> None:
     assert out.past_key_values is cache
     assert cache.is_initialized
     torch.testing.assert_close(out.logits, model(ids).logits)
+
+
+@pytest.mark.parametrize("name", ["past_key_values", "cache"])
+def test_either_name(model: RetNetForCausalLM, ids: Tensor, name: str) -> None:
+    """Transformers 5.24 calls it `cache`, and all before `past_key_values`."""
+    cache = read(model, ids)
+    out = model(ids, **{name: cache})
+    assert out[CACHE_NAME] is cache
+    assert cache.get_seq_length() == 40
+    torch.testing.assert_close(out.logits, model(torch.cat([ids, ids], dim=1)).logits[:, 20:])
 
 
 def test_fp32_whatever_the_model(make_model: Any, ids: Tensor) -> None:
