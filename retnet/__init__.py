@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from retnet.config import PRESETS, ModelConfig, preset
     from retnet.generation import SamplingParams, generate, prefill, sample, step
     from retnet.layers import FeedForward, MultiScaleRetention, RetNetBlock
-    from retnet.model import RetNet, RetNetBackbone, RetNetState, next_token_loss
+    from retnet.loss import next_token_loss
+    from retnet.model import RetNet, RetNetBackbone, RetNetState
     from retnet.ops import (
         combine_states,
         retention_chunkwise,
@@ -52,7 +53,8 @@ _NAMES_OF_MODULE = {
     "retnet.config": ("PRESETS", "ModelConfig", "preset"),
     "retnet.generation": ("SamplingParams", "generate", "prefill", "sample", "step"),
     "retnet.layers": ("FeedForward", "MultiScaleRetention", "RetNetBlock"),
-    "retnet.model": ("RetNet", "RetNetBackbone", "RetNetState", "next_token_loss"),
+    "retnet.loss": ("next_token_loss",),
+    "retnet.model": ("RetNet", "RetNetBackbone", "RetNetState"),
     "retnet.ops": (
         "combine_states",
         "retention_chunkwise",

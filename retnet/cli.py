@@ -68,7 +68,8 @@ def _run(arguments: Sequence[str]) -> int:
     if name not in commands:
         hint = nearest(name, commands)
         raise UsageError(f"unknown command {name!r}{hint}; there are {', '.join(commands)}")
-    return commands[name].run(read_flags(make_parser(name, commands[name]), arguments[1:]))
+    command = commands[name]
+    return command.run(read_flags(make_parser(name, command), arguments[1:], command.settings))
 
 
 def _in_one_line(error: Exception) -> str:

@@ -37,6 +37,15 @@ class RetNetState:
         index = index.nonzero()[:, 0] if index.dtype == torch.bool else index.long()
         return RetNetState(tuple(layer[index] for layer in self.layers), self.position[index])
 
+    def cleared(self, rows: Tensor) -> "RetNetState":
+        """The state with some rows, [B] bool, as if they had read nothing."""
+        kept = ~rows[:, None, None, None]
+        return RetNetState(tuple(layer * kept for layer in self.layers), self.position * ~rows)
+
+    def detached(self) -> "RetNetState":
+        """The state without the graph that made it."""
+        return RetNetState(tuple(layer.detach() for layer in self.layers), self.position)
+
     @staticmethod
     def stack(states: Sequence["RetNetState"]) -> "RetNetState":
         """Several states as one, their rows one after the other."""
@@ -183,10 +192,15 @@ class RetNet(nn.Module):
         x = self.backbone.embed(tokens)
         return self.backbone(x, state, retain=retain, mask=mask, segment_ids=segment_ids)
 
+    @property
+    def head_weight(self) -> Tensor:
+        """The output head's matrix [vocab_size, D], perhaps the embedding's."""
+        return (self.backbone.embed_tokens if self.lm_head is None else self.lm_head).weight
+
     def logits(self, features: Tensor) -> Tensor:
         """The scores of each next token: [..., D] -> [..., vocab_size]."""
         if self.lm_head is None:
-            return F.linear(features, self.backbone.embed_tokens.weight)
+            return F.linear(features, self.head_weight)
         return self.lm_head(features)
 
     def forward(
@@ -235,17 +249,6 @@ def initialise_parameter_(
         nn.init.xavier_uniform_(parameter, gain, generator=generator)
     else:
         parameter.normal_(0, parameter.shape[1] ** -0.5, generator=generator)
-
-
-def next_token_loss(logits: Tensor, targets: Tensor, *, ignore_index: int = -100) -> Tensor:
-    """Mean cross-entropy in nats of the tokens that came next.
-
-    logits: [..., vocab], any float dtype, summed in fp32
-    targets: [...] int64; those equal to ignore_index are left out
-    """
-    return F.cross_entropy(
-        logits.float().flatten(0, -2), targets.flatten(), ignore_index=ignore_index
-    )
 
 
 def _check_tokens(tokens: Tensor, mask: Tensor | None, segment_ids: Tensor | None) -> None:

@@ -6,13 +6,16 @@ from dataclasses import dataclass
 from math import log
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from retnet.data.tokenizer import ByteTokenizer
+from retnet.data.tokens import TokenDocument, byte_documents
+from retnet.loss import IGNORED, linear_token_costs
 from retnet.model import RetNet, RetNetState
 
-_IGNORED = -100
+# (tokens [B, T], targets [B, T], the state before) -> what each target costs, [B, T] in nats, 0 for
+# the IGNORED ones; and the state after.
+TokenCosts = Callable[[Tensor, Tensor, RetNetState | None], tuple[Tensor, RetNetState]]
 
 
 @dataclass(frozen=True)
@@ -57,76 +60,108 @@ def score_documents(
 ) -> Score:
     """The cost of every byte of every document, read from bos and an empty state to its end.
 
-    Documents are read in pieces of `piece_size` tokens with the state carried over, `batch_size`
-    documents at a time, so memory doesn't grow with their length. The model is evaluated, and left
-    in the mode it was in.
+    The model is evaluated, and left in the mode it was in; for the rest see `score_tokens`.
 
-    autocast_dtype: run the matmuls in this dtype; progress: called after each piece with the bytes
-    it scored. Raises ValueError where there is nothing to score.
+    autocast_dtype: run the matmuls in this dtype.
     """
-    if not sum(map(len, documents)):
-        raise ValueError(
-            f"documents must hold at least one byte, got {len(documents)} documents without any"
+    device = next(model.parameters()).device
+    with evaluating(model), autocast(device, autocast_dtype):
+        return score_tokens(
+            token_costs(model),
+            byte_documents(documents),
+            bos_id=ByteTokenizer.bos_id,
+            device=device,
+            batch_size=batch_size,
+            piece_size=piece_size,
+            progress=progress,
         )
-    order = sorted(range(len(documents)), key=lambda row: -len(documents[row]))
+
+
+def token_costs(model: RetNet) -> TokenCosts:
+    """What a model finds that tokens cost."""
+
+    def costs(
+        tokens: Tensor, targets: Tensor, state: RetNetState | None
+    ) -> tuple[Tensor, RetNetState]:
+        features, state = model.features(tokens, state)
+        return linear_token_costs(features, model.head_weight, targets), state
+
+    return costs
+
+
+@torch.inference_mode()
+def score_tokens(
+    costs: TokenCosts,
+    documents: Sequence[TokenDocument],
+    *,
+    bos_id: int,
+    device: torch.device,
+    batch_size: int = 16,
+    piece_size: int = 1024,
+    progress: Callable[[int], None] | None = None,
+) -> Score:
+    """The cost of every token of every document, read from bos and an empty state to its end.
+
+    Documents are read in pieces of `piece_size` tokens with the state carried over, `batch_size`
+    documents at a time, so memory doesn't grow with their length.
+
+    progress: called after each piece with the tokens it scored. Raises ValueError where there is
+    nothing to score.
+    """
+    if not sum(len(document.ids) for document in documents):
+        raise ValueError(
+            f"documents must hold at least one token, got {len(documents)} documents without any"
+        )
+    order = sorted(range(len(documents)), key=lambda row: -len(documents[row].ids))
     nats = [0.0] * len(documents)
-    with _evaluating(model), torch.inference_mode(), autocast(_device(model), autocast_dtype):
-        for first in range(0, len(order), batch_size):
-            rows = order[first : first + batch_size]
-            costs = _batch_nats(model, [documents[row] for row in rows], piece_size, progress)
-            for row, cost in zip(rows, costs, strict=True):
-                nats[row] = cost
-    return Score(tuple(nats), tuple(map(len, documents)))
+    for first in range(0, len(order), batch_size):
+        rows = order[first : first + batch_size]
+        reader = _Reader([documents[row] for row in rows], bos_id, piece_size, device)
+        for row, cost in zip(rows, reader.nats(costs, progress), strict=True):
+            nats[row] = cost
+    return Score(tuple(nats), tuple(document.num_bytes for document in documents))
 
 
-def _batch_nats(
-    model: RetNet,
-    documents: Sequence[bytes],
-    piece_size: int,
-    progress: Callable[[int], None] | None,
-) -> list[float]:
-    """Nats of each of some documents, longest first; one that has ended leaves the batch."""
-    nats = torch.zeros(len(documents), dtype=torch.float64)
-    state: RetNetState | None = None
-    for start in range(0, len(documents[0]), piece_size):
-        reading = [document for document in documents if len(document) > start]
-        if state is not None and state.position.shape[0] > len(reading):
-            state = state.rows(range(len(reading)))
-        tokens, targets = _piece(reading, start, piece_size, _device(model))
-        logits, state = model(tokens, state)
-        nats[: len(reading)] += _row_nats(logits, targets).cpu()
-        if progress is not None:
-            progress(int((targets != _IGNORED).sum()))
-    return nats.tolist()
+@dataclass(frozen=True)
+class _Reader:
+    """Reads some documents, longest first, side by side."""
 
+    documents: Sequence[TokenDocument]
+    bos_id: int
+    piece_size: int
+    device: torch.device
 
-def _piece(
-    documents: Sequence[bytes], start: int, piece_size: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """(tokens, targets) [B, T] from byte `start` of each on; past an end nothing is scored."""
-    tokenizer = ByteTokenizer()
-    pieces = [document[start : start + piece_size] for document in documents]
-    shape = (len(pieces), max(map(len, pieces)))
-    tokens = torch.full(shape, tokenizer.pad_id)
-    targets = torch.full(shape, _IGNORED)
-    for row, (document, piece) in enumerate(zip(documents, pieces, strict=True)):
-        ids = torch.from_numpy(tokenizer.encode_array(piece).astype("int64"))
-        targets[row, : len(piece)] = ids
-        tokens[row, 1 : len(piece)] = ids[:-1]
-        tokens[row, 0] = document[start - 1] + tokenizer.num_special if start else tokenizer.bos_id
-    return tokens.to(device), targets.to(device)
+    def nats(self, costs: TokenCosts, progress: Callable[[int], None] | None) -> list[float]:
+        """Nats of each document; one that has ended leaves the batch."""
+        nats = torch.zeros(len(self.documents), dtype=torch.float64)
+        state: RetNetState | None = None
+        for start in range(0, len(self.documents[0].ids), self.piece_size):
+            reading = [document for document in self.documents if len(document.ids) > start]
+            if state is not None and state.position.shape[0] > len(reading):
+                state = state.rows(range(len(reading)))
+            tokens, targets = self._piece(reading, start)
+            row_costs, state = costs(tokens, targets, state)
+            nats[: len(reading)] += row_costs.sum(1, dtype=torch.float64).cpu()
+            if progress is not None:
+                progress(int((targets != IGNORED).sum()))
+        return nats.tolist()
 
-
-def _row_nats(logits: Tensor, targets: Tensor) -> Tensor:
-    """Nats [B] of each row's scored targets [B, T]; logits [B, T, vocab]."""
-    costs = F.cross_entropy(
-        logits.flatten(0, 1).float(), targets.flatten(), ignore_index=_IGNORED, reduction="none"
-    )
-    return costs.view(targets.shape).sum(1, dtype=torch.float64)
+    def _piece(self, documents: Sequence[TokenDocument], start: int) -> tuple[Tensor, Tensor]:
+        """(tokens, targets) [B, T] from token `start` of each on; past an end nothing is scored."""
+        pieces = [document.ids[start : start + self.piece_size] for document in documents]
+        shape = (len(pieces), max(map(len, pieces)))
+        tokens, targets = torch.full(shape, self.bos_id), torch.full(shape, IGNORED)
+        for row, (document, piece) in enumerate(zip(documents, pieces, strict=True)):
+            ids = torch.from_numpy(piece.astype("int64"))
+            targets[row, : len(piece)] = ids
+            tokens[row, 1 : len(piece)] = ids[:-1]
+            if start:
+                tokens[row, 0] = int(document.ids[start - 1])
+        return tokens.to(self.device), targets.to(self.device)
 
 
 @contextmanager
-def _evaluating(model: RetNet) -> Iterator[None]:
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
     """The model in evaluation mode, and afterwards in the mode it was in."""
     was_training = model.training
     model.eval()
@@ -139,7 +174,3 @@ def _evaluating(model: RetNet) -> Iterator[None]:
 def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[object]:
     """Matmuls in `dtype` inside; None for no change."""
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
-
-
-def _device(model: RetNet) -> torch.device:
-    return next(model.parameters()).device

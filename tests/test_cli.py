@@ -27,7 +27,7 @@ from retnet.config import PRESETS, ModelConfig, preset
 from retnet.data.tokenizer import ByteTokenizer
 from retnet.generation import SamplingParams
 from retnet.model import RetNet
-from retnet.train.config import TrainConfig
+from retnet.train.config import OptimizerConfig, TrainConfig
 
 ROOT = Path(retnet.__file__).parent.parent
 COMMANDS = {
@@ -172,24 +172,26 @@ def test_derived_sizes_follow_the_changed_width() -> None:
 
 def test_lists_and_choices() -> None:
     gammas = "[0.5, 0.75, 0.875, 1]"
-    values = values_of("train", "--model.decay", gammas, "--train.betas", "[0.8, 0.9]")
+    values = values_of("train", "--model.decay", gammas, "--optimizer.betas", "[0.8, 0.9]")
     assert model_config(values).decay == (0.5, 0.75, 0.875, 1.0)
-    assert TrainConfig.from_dict(group_values(values, "train")).betas == (0.8, 0.9)
+    assert OptimizerConfig(**group_values(values, "optimizer")).betas == (0.8, 0.9)
 
 
 @pytest.mark.parametrize("flags_first", [False, True])
 def test_flags_win_over_the_file(flags_first: bool, here: Path) -> None:
-    Path("run.yaml").write_text("preset: small\ntrain: {steps: 3, learning_rate: 1e-4}\n")
+    Path("run.yaml").write_text(
+        "preset: small\ntrain: {steps: 3}\noptimizer: {learning_rate: 1e-4}\n"
+    )
     parts = [["--train.steps", "7"], ["--config", "run.yaml"]]
     first, second = parts if flags_first else parts[::-1]
     values = values_of("train", *first, *second)
     assert (values["preset"], values["train.steps"]) == ("small", 7)
-    assert values["train.learning_rate"] == 1e-4
+    assert values["optimizer.learning_rate"] == 1e-4
     assert values["train.context"] == TrainConfig.context
 
 
 def test_printed_config_is_read_back(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    chosen = ["--train.steps", "7", "--model.d_model", "64", "--train.learning_rate", "1e-3"]
+    chosen = ["--train.steps", "7", "--model.d_model", "64", "--optimizer.learning_rate", "1e-3"]
     with pytest.raises(SystemExit) as end:
         main(["train", *chosen, "--print_config"])
     assert end.value.code == 0
@@ -251,7 +253,7 @@ def test_prompt_is_never_read_as_yaml() -> None:
         (["train", "--train.steps"], "--train.steps: expected one argument"),
         (["train", "--train.steps", "0"], "--train.steps must be an integer >= 1, got 0"),
         (["train", "--train.steps", "1", "--train.minutes", "1"], "--train.steps and minutes"),
-        (["train", "--train.betas", "0.9"], "--train.betas must be a list such as"),
+        (["train", "--optimizer.betas", "0.9"], "--optimizer.betas must be a list such as"),
         (["train", "--train.precision", "bf61"], "--train.precision must be one of auto, fp32"),
         (["train", "--train.out", ""], "--train.out must name a folder"),
         (["train", "--train.data", "nowhere"], "--train.data 'nowhere' is not there"),
@@ -513,7 +515,7 @@ def test_train_then_generate(here: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_interrupted_training_is_saved(tmp_path: Path) -> None:
@@ -524,7 +526,7 @@ def test_interrupted_training_is_saved(tmp_path: Path) -> None:
         "text.txt",
         "--train.out",
         "out",
-        "--train.log_every",
+        "--log.every",
         "1",
     )
     process = subprocess.Popen(

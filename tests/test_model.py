@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from retnet.config import ModelConfig
-from retnet.model import RetNet, RetNetState, initialise_, next_token_loss
+from retnet.loss import next_token_loss
+from retnet.model import RetNet, RetNetState, initialise_
 from retnet.ops import precision, retention_chunkwise, retention_parallel, retention_recurrent
 from retnet.position import Retention
 

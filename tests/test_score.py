@@ -54,13 +54,13 @@ def test_memory_does_not_grow_with_the_document(
 ) -> None:
     """No call sees more than a piece, and rows leave the batch when their document has ended."""
     shapes: list[tuple[int, int]] = []
-    forward: Callable[..., object] = model.forward
+    features: Callable[..., object] = model.features
 
     def watched(tokens: torch.Tensor, *rest: object) -> object:
         shapes.append((tokens.shape[0], tokens.shape[1]))
-        return forward(tokens, *rest)
+        return features(tokens, *rest)
 
-    monkeypatch.setattr(model, "forward", watched)
+    monkeypatch.setattr(model, "features", watched)
     score_documents(model, [b"x" * 1000, b"y" * 100, b"z" * 10], piece_size=64)
     assert shapes[:3] == [(3, 64), (2, 64), (1, 64)]
     assert sum(rows * columns for rows, columns in shapes) <= 1000 + 128 + 64
@@ -102,5 +102,5 @@ def test_autocast_is_near(model: RetNet) -> None:
 
 @pytest.mark.parametrize("documents", [[], [b"", b""]])
 def test_nothing_to_score_is_refused(model: RetNet, documents: list[bytes]) -> None:
-    with pytest.raises(ValueError, match="documents must hold at least one byte"):
+    with pytest.raises(ValueError, match="documents must hold at least one token"):
         score_documents(model, documents)

@@ -10,7 +10,7 @@ from argparse import SUPPRESS, Action, ArgumentError
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -38,6 +38,8 @@ class Command:
         usage: what may follow its name.
         details: what its help page says besides.
         add_flags: declares its flags.
+        settings: given the flags of a command line, settings that count where neither that line nor
+            a configuration file has any.
         run: does it, given a value for every flag; the exit code.
     """
 
@@ -46,6 +48,7 @@ class Command:
     details: str
     add_flags: Callable[[ArgumentParser], None]
     run: Callable[[Values], int]
+    settings: Callable[[Values], Values] = lambda _: {}
 
 
 class _Help(DefaultHelpFormatter):
@@ -103,6 +106,8 @@ def add_fields(
     group = parser.add_argument_group(prefix, about)
     hints, texts = get_type_hints(config), attribute_texts(config)
     for field in fields(config):
+        if is_dataclass(hints[field.name]):
+            continue  # has a group of its own
         default = None if unset else field.default
         hint = hints[field.name] | None if unset else hints[field.name]
         text = texts.get(field.name, "").removesuffix(".").replace("None", "null")
@@ -123,8 +128,13 @@ def attribute_texts(config: type) -> dict[str, str]:
     return texts
 
 
-def read_flags(parser: ArgumentParser, arguments: Sequence[str]) -> dict[str, Any]:
-    """A value for every flag: from the command line, else the file of --config, else the default.
+def read_flags(
+    parser: ArgumentParser,
+    arguments: Sequence[str],
+    settings: Callable[[Values], Values] = lambda _: {},
+) -> dict[str, Any]:
+    """A value for every flag: from the command line, else the file of --config, else from
+    `settings`, which is given the former, else the default.
 
     Names may have '-' for '_', there and in the file. Prints the configuration and exits where that
     was asked for; so does --help. Raises UsageError for what is not known, and for values of the
@@ -136,6 +146,7 @@ def read_flags(parser: ArgumentParser, arguments: Sequence[str]) -> dict[str, An
     for action in parser._actions:
         if not action.option_strings and given[action.dest] == action.default:
             del given[action.dest]  # argparse gives what has no flag its default; a file may say it
+    values |= settings(given)
     if given.get("config"):
         values |= _read_file(parser, Path(given["config"]))
     values |= given

@@ -5,14 +5,14 @@ import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser
 
 from retnet.commands.flags import Command, Values, add_fields, group_values, naming_flags
 from retnet.commands.models import add_preset, model_config, require_memory
 from retnet.config import ModelConfig
-from retnet.train.config import TrainConfig
+from retnet.train.config import PARTS, TrainConfig
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,21 +20,34 @@ if TYPE_CHECKING:
 # fp32 weights, their gradients and AdamW's two means.
 _BYTES_PER_PARAMETER = 16
 
+_ABOUT = {
+    "optimizer": "AdamW and its learning rate.",
+    "parallel": "How the processes that torchrun started share the work; docs/parallel.md.",
+    "log": "What the run tells besides its losses.",
+}
+
 _FLAG_OF_FIELD = {
     field.name: f"--{prefix}.{field.name}"
-    for prefix, config in (("model", ModelConfig), ("train", TrainConfig))
+    for prefix, config in {"model": ModelConfig, "train": TrainConfig, **PARTS}.items()
     for field in fields(config)
 }
 
 
 def _add_flags(parser: ArgumentParser) -> None:
     add_preset(parser, "tiny")
+    text = (
+        "go on from the newest checkpoint in --train.out, with the settings of that run; where "
+        "there is no run, begin one"
+    )
+    parser.add_argument("--resume", action="store_true", help=text)
     add_fields(
         parser,
         TrainConfig,
         prefix="train",
         about="The run: the text, where it goes, how long and how fast.",
     )
+    for name, part in PARTS.items():
+        add_fields(parser, part, prefix=name, about=_ABOUT[name])
     add_fields(
         parser,
         ModelConfig,
@@ -48,11 +61,32 @@ def _add_flags(parser: ArgumentParser) -> None:
 def _run(values: Values) -> int:
     with naming_flags(_FLAG_OF_FIELD):
         model = model_config(values)
-        run = TrainConfig.from_dict(group_values(values, "train"))
-        return _train(model, run)
+        parts = {name: group_values(values, name) for name in PARTS}
+        run = TrainConfig.from_dict({**group_values(values, "train"), **parts})
+        return _train(model, run, resume=values["resume"])
 
 
-def _train(model: ModelConfig, run: TrainConfig) -> int:
+def _settings_of_run(given: Values) -> dict[str, Any]:
+    """What a run that is to be gone on with was started with; nothing where there is none."""
+    if not given.get("resume"):
+        return {}
+
+    from retnet.train.folder import RunFolder
+
+    folder = RunFolder(given.get("train.out", TrainConfig.out))
+    if not folder.holds_a_run():
+        return {}
+    run = folder.read_run()
+    settings = {f"model.{name}": value for name, value in run["model"].items()}
+    for name, value in run["train"].items():
+        if name in PARTS:
+            settings |= {f"{name}.{each}": setting for each, setting in value.items()}
+        else:
+            settings[f"train.{name}"] = value
+    return settings
+
+
+def _train(model: ModelConfig, run: TrainConfig, *, resume: bool) -> int:
     from rich.console import Console
 
     from retnet.train.environment import find_device
@@ -62,7 +96,7 @@ def _train(model: ModelConfig, run: TrainConfig) -> int:
         require_memory(model, _BYTES_PER_PARAMETER)
     console = Console(highlight=False)
     with _showing_log(console):
-        result = train(model, run, console=console)
+        result = train(model, run, resume=resume, console=console)
     out = shlex.quote(str(result.out))
     console.print(f'Write with it: retnet generate "..." --model {out}', soft_wrap=True)
     return result.exit_code
@@ -96,7 +130,9 @@ def _showing_log(console: "Console") -> Iterator[None]:
 COMMAND = Command(
     summary="train a new model on a file, a folder of text, or Python's own sources",
     usage="[--config FILE] [--preset NAME] [--train.FIELD VALUE ...] [--model.FIELD VALUE ...]",
-    details="Ctrl-C ends the run after its current step, with everything saved.",
+    details="Ctrl-C ends the run after its current step, with everything saved; the same command "
+    "with --resume goes on from there.",
     add_flags=_add_flags,
+    settings=_settings_of_run,
     run=_run,
 )

@@ -4,10 +4,8 @@ import hashlib
 import logging
 import os
 import sysconfig
-from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 
 STDLIB = "stdlib"
@@ -16,7 +14,6 @@ _VALIDATION_SHARE = 0.03
 _SINGLE_FILE_SHARE = 0.10
 _MAX_VALIDATION_BYTES = 1_000_000
 _BINARY_PROBE_BYTES = 8192
-_PASSAGE_BYTES = 4096
 
 _logger = logging.getLogger(__name__)
 
@@ -95,26 +92,6 @@ def hold_out(documents: Sequence[Document]) -> Corpus:
         train=tuple(document for document in documents if document.name not in chosen),
         validation=tuple(document for document in documents if document.name in chosen),
     )
-
-
-def excerpt(documents: Sequence[Document], size: int) -> tuple[Document, ...]:
-    """About `size` bytes of some documents, always the same ones: passages spread evenly over all.
-
-    A passage may begin inside a document; where it begins, the character may be cut.
-    """
-    total = num_bytes(documents)
-    if total <= size:
-        return tuple(documents)
-    count = max(1, size // _PASSAGE_BYTES)
-    length = min(size, _PASSAGE_BYTES)
-    ends = list(accumulate(len(document.data) for document in documents))
-    passages = []
-    for place in (total * (2 * index + 1) // (2 * count) for index in range(count)):
-        row = bisect_right(ends, place)
-        data = documents[row].data
-        start = max(0, min(place - ends[row] + len(data), len(data) - length))
-        passages.append(Document(documents[row].name, data[start : start + length]))
-    return tuple(passages)
 
 
 def _hold_out_end(documents: Sequence[Document]) -> Corpus:

@@ -41,7 +41,7 @@ def separate_randomness(device: torch.device) -> Iterator[None]:
         yield
 
 
-def seed_dropout(seed: int, step: int) -> None:
-    """Make the global generator a function of (seed, step): dropout draws from no other."""
-    mixed = np.random.SeedSequence([seed, step, 1]).generate_state(1, np.uint64)
+def seed_dropout(seed: int, *numbers: int) -> None:
+    """Make the global generators a function of some numbers >= 0: dropout draws from no other."""
+    mixed = np.random.SeedSequence([seed, *numbers]).generate_state(1, np.uint64)
     torch.manual_seed(int(mixed[0]))

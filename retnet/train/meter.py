@@ -1,6 +1,7 @@
 """Losses and gradient norms between two reports, kept on the device until they are asked for."""
 
 import time
+from collections.abc import Callable, Sequence
 from math import isfinite
 from typing import NamedTuple
 
@@ -21,11 +22,14 @@ class Interval(NamedTuple):
 
 
 class Meter:
-    """Collects without waiting for the device; reading each value would stall a GPU."""
+    """Collects without waiting for the device; reading each value would stall a GPU.
 
-    def __init__(self) -> None:
-        self._values: list[Tensor] = []
-        self._next_step = 0
+    first_step: steps done before; pending: what another had collected and not been asked for.
+    """
+
+    def __init__(self, *, first_step: int = 0, pending: Sequence[Sequence[float]] = ()) -> None:
+        self._values: list[Tensor] = [torch.tensor(pair) for pair in pending]
+        self._next_step = first_step - len(pending)
         self._started_s = time.monotonic()
         self._before_s = 0.0
 
@@ -45,9 +49,20 @@ class Meter:
         """Leave out of the time what was done since the last interval."""
         self._started_s = time.monotonic()
 
-    def take(self) -> Interval:
-        """What was collected since the last call; there must be something."""
-        values = torch.stack(self._values).tolist()
+    def pending(self, mean: Callable[[Tensor], Tensor]) -> list[list[float]]:
+        """Pairs of loss and gradient norm that `take` would be about, for another meter.
+
+        mean: of a tensor, over the processes that have seen different tokens.
+        """
+        if not self._values:
+            return []
+        values = mean(torch.stack([pair.cpu() for pair in self._values]))
+        self._values = list(values)
+        return values.tolist()
+
+    def take(self, mean: Callable[[Tensor], Tensor]) -> Interval:
+        """What was collected since the last call; there must be something. mean: as before."""
+        values = self.pending(mean)
         first_step, self._next_step = self._next_step, self._next_step + len(values)
         bad = (step for step, pair in enumerate(values, first_step) if not all(map(isfinite, pair)))
         now_s = time.monotonic()

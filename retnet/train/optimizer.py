@@ -3,10 +3,10 @@
 import torch
 from torch import nn
 
-from retnet.train.config import TrainConfig
+from retnet.train.config import OptimizerConfig
 
 
-def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
     """AdamW in two groups: matrices decay; embeddings, a head tied to them, norms, biases don't."""
     parameters = list(model.parameters())
     embeddings = {

@@ -26,9 +26,9 @@ class Pace:
     def __init__(self, config: TrainConfig, held_out_bytes: int) -> None:
         self.num_steps = config.steps
         self._budget_s = config.budget_s
-        self._least_steps = max(config.warmup_steps, _LEAST_MEASURED_STEPS)
+        self._least_steps = max(config.optimizer.warmup_steps, _LEAST_MEASURED_STEPS)
         excerpts = (VALIDATIONS_A_RUN - 1) * min(held_out_bytes, config.validation_bytes)
-        cost = config.batch_size * config.context * _TRAINING_COST
+        cost = config.tokens_per_step * _TRAINING_COST
         self._last_validation_steps = held_out_bytes / cost
         self._excerpt_steps = excerpts / cost
         self._start: tuple[int, float] | None = None

@@ -10,7 +10,6 @@ import pytest
 from retnet.data.text import (
     STDLIB,
     Document,
-    excerpt,
     find_documents,
     hold_out,
     load_corpus,
@@ -132,24 +131,6 @@ def test_few_long_files_lose_the_end_of_the_longest() -> None:
     corpus = hold_out(documents)
     assert corpus.validation == (Document("b", b"b" * 200),)
     assert corpus.train == (documents[0], Document("b", b"b" * 1800))
-
-
-def test_excerpts_are_spread_over_all() -> None:
-    documents = [Document(str(size), bytes(range(256)) * size) for size in (1, 300, 2, 500, 80)]
-    passages = excerpt(documents, 40_000)
-    assert len(passages) == 9
-    assert [passage.name for passage in passages] == ["300"] * 3 + ["500"] * 5 + ["80"]
-    assert all(len(passage.data) == 4096 for passage in passages)
-    texts = {document.name: document.data for document in documents}
-    assert all(passage.data in texts[passage.name] for passage in passages)
-    assert passages == excerpt(documents, 40_000)
-
-
-def test_excerpts_of_little_text() -> None:
-    documents = tuple(Document(str(index), b"x" * 100) for index in range(20))
-    assert excerpt(documents, 2000) == documents
-    assert num_bytes(excerpt(documents, 1999)) == 100
-    assert num_bytes(excerpt(documents, 10)) == 10
 
 
 @pytest.mark.parametrize("content", [b"", b" \n\t"])

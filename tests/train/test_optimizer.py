@@ -3,7 +3,7 @@ from torch import nn
 
 from retnet.config import ModelConfig
 from retnet.model import RetNet
-from retnet.train.config import TrainConfig
+from retnet.train.config import OptimizerConfig
 from retnet.train.optimizer import make_optimizer, set_learning_rate_
 
 
@@ -12,7 +12,7 @@ def test_only_matrices_decay(tie_embeddings: bool) -> None:
     model = RetNet(
         ModelConfig(d_model=32, num_layers=2, num_heads=2, bias=True, tie_embeddings=tie_embeddings)
     )
-    optimizer = make_optimizer(model, TrainConfig(weight_decay=0.1))
+    optimizer = make_optimizer(model, OptimizerConfig(weight_decay=0.1))
     decayed, others = optimizer.param_groups
     assert (decayed["weight_decay"], others["weight_decay"]) == (0.1, 0.0)
     linear = {id(part.weight) for part in model.modules() if isinstance(part, nn.Linear)}
@@ -23,7 +23,9 @@ def test_only_matrices_decay(tie_embeddings: bool) -> None:
 
 
 def test_settings_arrive() -> None:
-    optimizer = make_optimizer(nn.Linear(2, 2), TrainConfig(betas=(0.8, 0.95), learning_rate=0.5))
+    optimizer = make_optimizer(
+        nn.Linear(2, 2), OptimizerConfig(betas=(0.8, 0.95), learning_rate=0.5)
+    )
     assert optimizer.defaults["betas"] == (0.8, 0.95)
     set_learning_rate_(optimizer, 0.25)
     assert [group["lr"] for group in optimizer.param_groups] == [0.25, 0.25]

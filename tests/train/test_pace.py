@@ -1,6 +1,6 @@
 import pytest
 
-from retnet.train.config import TrainConfig
+from retnet.train.config import OptimizerConfig, TrainConfig
 from retnet.train.pace import Pace, num_steps_within
 
 
@@ -21,8 +21,9 @@ def test_minutes_that_are_over_add_no_step() -> None:
 class Machine:
     """A machine whose steps take a known time, and the pace of a run of two minutes on it."""
 
-    def __init__(self, **changes: int) -> None:
-        config = TrainConfig(minutes=2, batch_size=1, context=100, **changes)
+    def __init__(self, *, warmup_steps: int = 100, **changes: int) -> None:
+        optimizer = OptimizerConfig(warmup_steps=warmup_steps)
+        config = TrainConfig(minutes=2, batch_size=1, context=100, optimizer=optimizer, **changes)
         self.pace = Pace(config, held_out_bytes=0)
         self.step, self.now_s = 0, 0.0
         self.settled_at: list[int] = []
