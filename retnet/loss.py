@@ -100,7 +100,7 @@ def _loss_and_gradients(
         # Softmax less one at the target, from here on in place.
         slope = logits.sub_(log_sum).exp_()
         slope.scatter_add_(1, place, slope.new_full((), -1.0).expand(place.shape))
-        slope.mul_(counted[part, None] / num_counted)
+        slope.mul_(counted[part, None].to(exact) / num_counted)
         slope = slope.to(rows.dtype)
         grad_rows[part] = slope @ weight
         grad_weight += slope.mT @ rows[part]
