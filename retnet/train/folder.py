@@ -99,6 +99,12 @@ class RunFolder:
         rest = "".join(kept)
         replace_files({self.metrics: lambda path: path.write_text(rest, encoding="utf-8")})
 
+    def remove_leftovers(self) -> None:
+        """Delete what a process that was killed had not finished writing."""
+        for folder in (self.path, self.best):
+            for file in folder.glob(".*.part"):
+                file.unlink(missing_ok=True)
+
     def save_model(self, model: RetNet, tokenizer: Tokenizer) -> None:
         """Save the model in place of the previous one, which is kept where that fails."""
         save_checkpoint(self.path, model, tokenizer)

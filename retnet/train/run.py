@@ -98,6 +98,7 @@ class Run:
         self.meter = Meter(first_step=self.step, pending=progress["pending"])
         if self.world.is_main:
             self.checkpoints.remove_leftovers()
+            self.folder.remove_leftovers()
             self.folder.forget_after(self.step, validated_step=self._validated_step)
         self.reporter.line(f"going on after step {self.step:,}, from {newest}")
 

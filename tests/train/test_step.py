@@ -15,7 +15,9 @@ from retnet.train.objective import NextTokenLoss
 from retnet.train.step import Accumulation
 
 MODEL = ModelConfig(d_model=32, num_layers=2, num_heads=2, score_norm="decay")
-STREAM = token_stream([Document(str(size), bytes(range(size))) for size in (30, 70, 2, 101, 40, 60)])
+STREAM = token_stream(
+    [Document(str(size), bytes(range(size))) for size in (30, 70, 2, 101, 40, 60)]
+)
 
 
 def model() -> RetNet:
