@@ -25,6 +25,9 @@ from retnet.train.report import Measurement, Reporter
 
 SAVE_EVERY_S = 600.0
 
+# A training pass keeps what every layer made, and its gradients.
+_SCORED_FOR_A_TRAINED = 4
+
 _logger = logging.getLogger(__name__)
 
 
@@ -78,6 +81,12 @@ class Run:
     def elapsed_s(self) -> float:
         """Seconds that the run has taken, those before a resume included."""
         return time.monotonic() - self._started_s
+
+    @property
+    def _scored_at_once(self) -> int:
+        """Tokens for a pass without gradients that takes no more memory than one in training."""
+        rows = self.config.batch_size // (self.world.data_size * self.config.accumulate)
+        return _SCORED_FOR_A_TRAINED * rows * self.config.context
 
     def start(self, *, goes_on: bool) -> None:
         """Be where the newest checkpoint is, or at the beginning."""
@@ -256,6 +265,7 @@ class Run:
         return bits
 
     def _score(self, documents: Sequence[TokenDocument]) -> Score | None:
+        piece_size = min(1024, max(256, self.config.context))
         bar = self.reporter.validating(sum(len(document.ids) for document in documents))
 
         def progress(scored: int) -> None:
@@ -270,6 +280,8 @@ class Run:
                     documents,
                     bos_id=self.data.bos_id,
                     device=self.world.device,
+                    batch_size=max(1, min(16, self._scored_at_once // piece_size)),
+                    piece_size=piece_size,
                     progress=progress,
                 )
         except _StoppedError:
