@@ -1,17 +1,143 @@
-"""Distribution, applied from outside to a finished module."""
+"""A finished module that returns its loss, spread over the processes of a world."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.nn.parallel import DistributedDataParallel
 
+from retnet.model import RetNet, RetNetState
+from retnet.ops import retention_chunkwise
 from retnet.parallel.world import World
+from retnet.position import Retention
 
 
-def distribute(module: nn.Module, world: World) -> nn.Module:
-    """A module that holds a RetNet as `.model`, spread over the processes."""
-    return module
+class Distributed(nn.Module):
+    """What a training loop calls instead of the module: the same call, spread over the world.
+
+    It takes the rows that `World.data_rank` says, and returns the mean loss over the tokens that
+    this process reads, and the state. A backward pass leaves the gradient of the mean loss over all
+    processes, whole or sharded as the weights are.
+
+    Attributes:
+        world: the processes.
+    """
+
+    def __init__(self, runner: nn.Module, world: World) -> None:
+        super().__init__()
+        self._runner = runner
+        self.world = world
+
+    @property
+    def module(self) -> nn.Module:
+        """The module that was distributed; its weights may be DTensors now."""
+        module = self._runner
+        if isinstance(module, DistributedDataParallel):
+            module = module.module
+        return module
+
+    @property
+    def model(self) -> RetNet:
+        """The RetNet in it, for its weights and their names; to call it, see `open_model`."""
+        return _model(self.module)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        segment_ids: Tensor | None = None,
+        state: RetNetState | None = None,
+        retain: Retention = retention_chunkwise,
+    ) -> tuple[Tensor, RetNetState]:
+        """The mean loss in nats and the state after; tokens, targets, segment_ids: [B, T]."""
+        result = self._runner(tokens, targets, segment_ids, state, retain=retain)
+        if isinstance(self._runner, FSDPModule) and not torch.is_grad_enabled():
+            # Else only a backward pass would, and the next forward pass miss an update in between.
+            self._runner.reshard()
+        return result
+
+    @contextmanager
+    def accumulating(self, is_last: bool) -> Iterator[None]:
+        """For the forward and backward pass of one part of a step: gradients add up, and replicas
+        exchange them in the last part alone. Shards exchange in each: to wait would take the memory
+        of the whole gradient."""
+        if isinstance(self._runner, DistributedDataParallel) and not is_last:
+            with self._runner.no_sync():
+                yield
+            return
+        if isinstance(self._runner, FSDPModule):
+            self._runner.set_requires_all_reduce(is_last)
+        yield
+
+    @contextmanager
+    def open_model(self) -> Iterator[RetNet]:
+        """Inside, the RetNet may be called itself, without gradients: to score or to generate.
+
+        Where weights are sharded or heads split, all processes must make the same calls.
+        """
+        if isinstance(self._runner, FSDPModule):
+            self._runner.unshard()
+        try:
+            with torch.no_grad():
+                yield self.model
+        finally:
+            if isinstance(self._runner, FSDPModule):
+                self._runner.reshard()
 
 
-def accumulating(module: nn.Module, is_last: bool) -> AbstractContextManager[object]:
-    """What a forward and backward pass runs in: gradients are exchanged in a step's last one."""
-    return nullcontext()
+def distribute(module: nn.Module, world: World) -> Distributed:
+    """Spread a module over a world: applied from outside, once, before an optimizer is made.
+
+    module: called as module(tokens, targets, segment_ids, state, retain=...) -> (loss, state), with
+        a RetNet as its attribute `model`; on the world's device, with the same weights everywhere.
+
+    Raises ValueError where heads or widths don't divide.
+    """
+    if world.size == 1:
+        return Distributed(module, world)
+    if world.config.shard > 1:
+        _shard(module, world)
+        return Distributed(module, world)
+    return Distributed(_replicate(module), world)
+
+
+def _replicate(module: nn.Module) -> nn.Module:
+    """Whole weights on every process, gradients averaged over all (DDP)."""
+    replicated = DistributedDataParallel(module, gradient_as_bucket_view=True)
+    # DDP packs gradients in another order after the first backward pass, which sums three or more
+    # of them with other roundings: step one must be like the steps after it, and like the first of
+    # a run resumed.
+    loss, _ = _rehearse(replicated)
+    loss.backward()
+    replicated.zero_grad(set_to_none=True)
+    return replicated
+
+
+def _shard(module: nn.Module, world: World) -> None:
+    """A part of each weight on every process, gathered where it is used (FSDP2); in place."""
+    assert world.weight_mesh is not None
+    names = ("shard",) if world.weight_mesh["replicate"].size() == 1 else ("replicate", "shard")
+    mesh = world.weight_mesh[names]
+    for block in _model(module).backbone.layers:
+        fully_shard(block, mesh=mesh)
+    root = fully_shard(module, mesh=mesh)
+    # The module must be the first that runs, or its blocks would take themselves for roots.
+    with torch.no_grad():
+        _rehearse(module)
+    root.reshard()  # which waits for a backward pass otherwise, with weights no optimizer may see
+
+
+def _rehearse(module: nn.Module) -> tuple[Tensor, RetNetState]:
+    """A call that leaves no trace in the random numbers."""
+    device = next(module.parameters()).device
+    tokens = torch.zeros(1, 2, dtype=torch.int64, device=device)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        return module(tokens, tokens)
+
+
+def _model(module: nn.Module) -> RetNet:
+    model = module.model
+    assert isinstance(model, RetNet), f"module.model must be a RetNet, got {type(model).__name__}"
+    return model

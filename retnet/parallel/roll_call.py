@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 
 from torch import distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore, Store
 
 BEAT_EVERY_S = 1.0
 
@@ -27,7 +28,7 @@ class RankLostError(RuntimeError):
 class RollCall:
     """Beats for this process, and can tell which others have stopped beating."""
 
-    def __init__(self, store: dist.Store, rank: int, size: int) -> None:
+    def __init__(self, store: Store, rank: int, size: int) -> None:
         self.rank, self.size = rank, size
         self._store = store
         self._stopped = threading.Event()
@@ -87,10 +88,12 @@ class RollCall:
 def connect(rank: int, size: int) -> RollCall:
     """The roll call of processes that `torchrun` started, over a connection of its own."""
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=30))
+    store = dist.TCPStore(  # type: ignore[attr-defined]
+        host, port, is_master=False, timeout=timedelta(seconds=30)
+    )
     # torchrun may start the processes again after a failure, and keeps its store.
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return RollCall(dist.PrefixStore(f"retnet/{attempt}", store), rank, size)
+    return RollCall(PrefixStore(f"retnet/{attempt}", store), rank, size)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from torch import distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
 from retnet.parallel.config import ParallelConfig
-from retnet.parallel.roll_call import RollCall, connect
+from retnet.parallel.roll_call import RollCall, connect, naming_lost_ranks
 
 # From the outermost to the innermost, whose processes are numbered one after the other, so that
 # those that exchange most are on one machine.
@@ -116,8 +116,8 @@ def join(config: ParallelConfig, device: torch.device) -> Iterator[World]:
     """The world that `torchrun` describes in the environment; without it, this process alone.
 
     device: "cpu", or "cuda" without a number: each process takes that of its place on its machine.
-    Raises ValueError where the number of processes or the device does not fit. All processes leave
-    together, unless one of them raises.
+    Raises ValueError where the number of processes or the device does not fit, and RankLostError
+    where an exchange inside fails because a process is gone. All leave together, unless one raises.
     """
     rank, size = _numbers()
     config.replicas(size)  # raises where they don't come out even
@@ -141,8 +141,9 @@ def join(config: ParallelConfig, device: torch.device) -> Iterator[World]:
             weight_mesh=weight_mesh,
             roll_call=roll_call,
         )
-        yield world
-        world.barrier()
+        with naming_lost_ranks(roll_call):
+            yield world
+            world.barrier()
     finally:
         if roll_call is not None:
             roll_call.stop()
@@ -168,7 +169,7 @@ def _own_device(device: torch.device) -> torch.device:
         return device
     if device.type != "cuda":
         raise ValueError(f"device must be cpu or cuda for several processes, got {device}")
-    if device.index is not None:
+    if ":" in str(device):
         raise ValueError(
             f"device must be 'cuda' without a number for several processes, got {device}; each "
             "takes the one of its place on its machine"

@@ -10,7 +10,7 @@ from torch import Tensor
 from retnet.checkpoint.weights import build_model
 from retnet.data.batches import Batch, Streams, Windows
 from retnet.model import RetNet, RetNetState
-from retnet.parallel.apply import accumulating, distribute
+from retnet.parallel.apply import distribute
 from retnet.parallel.gradients import clip_gradients_
 from retnet.parallel.tensors import whole, with_rows
 from retnet.parallel.world import World
@@ -51,10 +51,10 @@ class Learner:
         self._config = config
         self._world = world
         model.backbone.gradient_checkpointing = config.activation_checkpointing
+        self._loss = distribute(NextTokenLoss(model), world)
         if config.compile:
             for layer in model.backbone.layers:
                 layer.compile()
-        self._loss = distribute(NextTokenLoss(model), world)
         self.optimizer = make_optimizer(model, config.optimizer)
         size = config.batch_size // world.data_size
         self.rows = slice(world.data_rank * size, (world.data_rank + 1) * size)
@@ -70,7 +70,7 @@ class Learner:
             num_parts=config.accumulate,
             num_windows=config.horizon,
             forward=partial(self._forward, self.step),
-            backward=partial(accumulating, self._loss),
+            backward=self._loss.accumulating,
         )
         loss, state = accumulation.run(self._batch(), self.state)
         norm = clip_gradients_(list(self.model.parameters()), config.optimizer.clip)

@@ -12,7 +12,6 @@ from retnet.config import ModelConfig
 from retnet.data.batches import Streams, Windows
 from retnet.data.tokens import TokenData, load_tokens
 from retnet.model import RetNet
-from retnet.parallel.roll_call import naming_lost_ranks
 from retnet.parallel.world import World, join
 from retnet.train.config import TrainConfig
 from retnet.train.environment import find_device, separate_randomness, threads
@@ -76,7 +75,6 @@ def train(
     started_s = time.monotonic()
     with (
         join(config.parallel, find_device(config.device)) as world,
-        naming_lost_ranks(world.roll_call),
         threads(config.threads),
         separate_randomness(world.device),
         Reporter(console if world.is_main else None) as reporter,

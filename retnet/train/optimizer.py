@@ -2,25 +2,37 @@
 
 import torch
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
 
 from retnet.train.config import OptimizerConfig
 
 
 def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW in two groups: matrices decay; embeddings, a head tied to them, norms, biases don't."""
-    parameters = list(model.parameters())
+    """AdamW: matrices decay; embeddings, a head tied to them, norms, biases don't.
+
+    No group mixes plain tensors with distributed ones, or those of two meshes: one kernel updates
+    all that a group holds.
+    """
     embeddings = {
         id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)
     }
-    decayed = [weight for weight in parameters if weight.ndim >= 2 and id(weight) not in embeddings]
-    is_decayed = {id(weight) for weight in decayed}
-    others = [weight for weight in parameters if id(weight) not in is_decayed]
-    groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    fused = all(weight.device.type in ("cpu", "cuda") for weight in parameters)
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=fused)
+    decayed: dict[DeviceMesh | None, list[nn.Parameter]] = {}
+    others: dict[DeviceMesh | None, list[nn.Parameter]] = {}
+    for weight in model.parameters():
+        is_decayed = weight.ndim >= 2 and id(weight) not in embeddings
+        mesh = weight.device_mesh if isinstance(weight, DTensor) else None
+        (decayed if is_decayed else others).setdefault(mesh, []).append(weight)
+    return torch.optim.AdamW(
+        [
+            *({"params": group, "weight_decay": config.weight_decay} for group in decayed.values()),
+            *({"params": group, "weight_decay": 0.0} for group in others.values()),
+        ],
+        lr=config.learning_rate,
+        betas=config.betas,
+        eps=config.eps,
+        fused=all(weight.device.type in ("cpu", "cuda") for weight in model.parameters()),
+    )
 
 
 def set_learning_rate_(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
