@@ -1,21 +1,16 @@
 """`retnet train`."""
 
-import logging
 import shlex
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jsonargparse import ArgumentParser
 
 from retnet.commands.flags import Command, Values, add_fields, group_values, naming_flags
 from retnet.commands.models import add_preset, model_config, require_memory
+from retnet.commands.terminal import showing_log
 from retnet.config import ModelConfig
 from retnet.train.config import PARTS, TrainConfig
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 # fp32 weights, their gradients and AdamW's two means.
 _BYTES_PER_PARAMETER = 16
@@ -95,36 +90,11 @@ def _train(model: ModelConfig, run: TrainConfig, *, resume: bool) -> int:
     if find_device(run.device).type == "cpu":
         require_memory(model, _BYTES_PER_PARAMETER)
     console = Console(highlight=False)
-    with _showing_log(console):
+    with showing_log(console):
         result = train(model, run, resume=resume, console=console)
     out = shlex.quote(str(result.out))
     console.print(f'Write with it: retnet generate "..." --model {out}', soft_wrap=True)
     return result.exit_code
-
-
-class _Lines(logging.Handler):
-    """Shows what is logged as lines of a console, above its progress bar."""
-
-    def __init__(self, console: "Console") -> None:
-        super().__init__()
-        self._console = console
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._console.print(record.getMessage(), markup=False, style="dim", soft_wrap=True)
-
-
-@contextmanager
-def _showing_log(console: "Console") -> Iterator[None]:
-    """Inside, what the library logs is shown: which files it left out, why there is no plot."""
-    logger, handler = logging.getLogger("retnet"), _Lines(console)
-    before = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(before)
 
 
 COMMAND = Command(

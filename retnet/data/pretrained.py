@@ -1,8 +1,10 @@
 """Tokenizers that came with other models: what their tokenizer.json says, token by token."""
 
+import hashlib
 import json
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,15 @@ from retnet.data.tokenizer import (
     OtherTokenizerError,
     load_tokenizer,
     printable_bytes,
+)
+
+# What may stand beside a tokenizer.json, and goes where it goes.
+TOKENIZER_FILES = (
+    TOKENIZER_FILE,
+    TOKENIZER_CONFIG_FILE,
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
 )
 
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -29,6 +40,7 @@ class PretrainedTokenizer:
         bos_id: what the tokenizer puts before a text; None where it puts nothing.
         eos_id, pad_id: None where it has none.
         vocab_size: its largest id and one.
+        fingerprint: differs where the ids of a text may.
     """
 
     def __init__(self, directory: str | Path) -> None:
@@ -39,6 +51,8 @@ class PretrainedTokenizer:
             self._tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # whatever the library raises
             raise ValueError(f"{path} is not a readable tokenizer: {error}") from error
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
         # Texts are data: what looks like a special token in one is not that token.
         self._tokenizer.encode_special_tokens = True
         self.vocab_size = 1 + max(self._tokenizer.get_vocab().values(), default=-1)
@@ -46,15 +60,35 @@ class PretrainedTokenizer:
         self._special = {index for index, token in added if token.special}
         self._added = {index: token.content for index, token in added}
         self._is_byte_level = _is_byte_level(path)
+        self._files = _read_files(Path(directory))
         self._bytes_of_characters = {char: byte for byte, char in enumerate(printable_bytes())}
         settings = _settings(Path(directory))
         self.eos_id = self._named(settings.get("eos_token"))
         self.pad_id = self._named(settings.get("pad_token"))
         self.bos_id = self._first(settings)
+        self.fingerprint = _fingerprint(path, self.bos_id, self.eos_id)
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, without bos or eos."""
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each of some texts, without bos or eos."""
+        encoded = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [each.ids for each in encoded]
+
+    def save(self, directory: str | Path) -> None:
+        """Write its files, as they were when it was made."""
+        folder = Path(directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, data in self._files.items():
+            # Aside, then renamed: a full disk must not cut short the file that was there.
+            aside = folder / f".{name}.{os.getpid()}.part"
+            try:
+                aside.write_bytes(data)
+                aside.replace(folder / name)
+            finally:
+                aside.unlink(missing_ok=True)
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The bytes of some ids, special ones dropped.
@@ -132,6 +166,18 @@ def _is_byte_level(path: Path) -> bool:
     raise ValueError(
         f"{path} decodes by {named}; only byte-level tokenizers and those of SentencePiece are read"
     )
+
+
+def _read_files(directory: Path) -> dict[str, bytes]:
+    paths = (directory / name for name in TOKENIZER_FILES)
+    return {path.name: path.read_bytes() for path in paths if path.is_file()}
+
+
+def _fingerprint(path: Path, *special: int | None) -> str:
+    """Of what a tokenizer.json says, however it is written, and of special ids."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    text = json.dumps([content, special], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _settings(directory: Path) -> dict[str, Any]:

@@ -119,10 +119,9 @@ def _stdlib_documents() -> tuple[Document, ...]:
     Installed packages are left out, and so is what the build of this Python wrote about its
     machine.
     """
-    root = Path(sysconfig.get_path("stdlib"))
-    sources = (path for path in _files(root) if _is_stdlib_source(path.relative_to(root)))
+    root = stdlib_folder()
     documents, num_foreign = [], 0
-    for path in sources:
+    for path in stdlib_files():
         data = _read(path)
         if _utf8_error(data) is None:
             documents.append(Document(path.relative_to(root).as_posix(), data))
@@ -130,6 +129,17 @@ def _stdlib_documents() -> tuple[Document, ...]:
             num_foreign += 1  # a few tests of source encodings
     _logger.info("%s: left out %d files that are not UTF-8", root, num_foreign)
     return _distinct(documents, root)
+
+
+def stdlib_folder() -> Path:
+    """Where the running Python's standard library is."""
+    return Path(sysconfig.get_path("stdlib"))
+
+
+def stdlib_files() -> Iterator[Path]:
+    """Its .py files, as they are: a few are not UTF-8."""
+    root = stdlib_folder()
+    return (path for path in files_under(root) if _is_stdlib_source(path.relative_to(root)))
 
 
 def _is_stdlib_source(relative: Path) -> bool:
@@ -144,7 +154,7 @@ def _is_stdlib_source(relative: Path) -> bool:
 
 def _folder_documents(root: Path) -> tuple[Document, ...]:
     documents, num_binary = [], 0
-    for path in _files(root):
+    for path in files_under(root):
         if b"\0" in _read(path, _BINARY_PROBE_BYTES):
             num_binary += 1
         else:
@@ -170,7 +180,7 @@ def _distinct(documents: Sequence[Document], root: Path) -> tuple[Document, ...]
     return tuple(first_of.values())
 
 
-def _files(root: Path) -> Iterator[Path]:
+def files_under(root: Path) -> Iterator[Path]:
     """The regular files under a folder, hidden files and folders left out, in sorted order."""
     num_hidden = 0
     for folder, subfolders, names in os.walk(root, onerror=_raise_unreadable):

@@ -28,6 +28,7 @@ class ByteTokenizer:
     eos_id = 2
     num_special = len(_SPECIAL_TOKENS)
     vocab_size = 256 + num_special
+    fingerprint = "bytes"
 
     def encode(self, text: str | bytes) -> list[int]:
         """The ids of a text's UTF-8 bytes, without bos or eos."""

@@ -5,17 +5,19 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+from retnet.data.pretrained import PretrainedTokenizer, load_any_tokenizer
+from retnet.data.shards import DataError, TokenShards, is_prepared, read_header
 from retnet.data.text import Corpus, Document, load_corpus, num_bytes
 from retnet.data.tokenizer import ByteTokenizer
 
 _PASSAGE_BYTES = 4096
 
-Tokenizer = ByteTokenizer
+Tokenizer = ByteTokenizer | PretrainedTokenizer
 
 
 class TokenStream(Protocol):
@@ -47,6 +49,32 @@ class TokenArray:
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """The ids from `start` to before `stop`."""
         return self.ids[start:stop]
+
+
+class PreparedDocuments(Sequence[TokenDocument]):
+    """The documents of some shards, each read when it is asked for."""
+
+    def __init__(self, shards: TokenShards) -> None:
+        self._shards = shards
+        self._starts, self._sizes = shards.documents().T
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    @overload
+    def __getitem__(self, index: int) -> TokenDocument: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[TokenDocument]: ...
+
+    def __getitem__(self, index: int | slice) -> TokenDocument | list[TokenDocument]:
+        if isinstance(index, slice):
+            return [self[each] for each in range(*index.indices(len(self)))]
+        place = range(len(self))[index]
+        is_last = place == len(self) - 1
+        stop = len(self._shards) if is_last else int(self._starts[place + 1])
+        ids = self._shards.read(int(self._starts[place]) + 1, stop)
+        return TokenDocument(ids, int(self._sizes[place]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,8 +130,37 @@ class TokenData:
 
 
 def load_tokens(source: str) -> TokenData:
-    """The tokens of text as bytes: of a file, a folder or "stdlib", some held out (`data.text`)."""
+    """What to train on: a folder of `retnet prepare`, mapped into memory, or text as bytes.
+
+    Text is a file, a folder or "stdlib", some of it held out (`data.text`). Raises ValueError for
+    what isn't there or doesn't do: DataError for damaged shards, and where the tokenizer beside
+    them is no longer the one that made them.
+    """
+    if is_prepared(source):
+        return prepared_tokens(source)
     return byte_tokens(source, load_corpus(source))
+
+
+def prepared_tokens(source: str) -> TokenData:
+    """What `retnet prepare` put into a folder."""
+    header = read_header(source)
+    tokenizer = load_any_tokenizer(source, vocab_size=header.vocab_size)
+    if tokenizer.fingerprint != header.tokenizer:
+        raise DataError(
+            f"the tokenizer in {source} is not the one that made its tokens; put back its files, "
+            "or prepare again"
+        )
+    return TokenData(
+        name=source,
+        train=TokenShards(source, header.train, header.dtype),
+        validation=PreparedDocuments(TokenShards(source, header.validation, header.dtype)),
+        train_bytes=sum(shard.num_bytes for shard in header.train),
+        vocab_size=header.vocab_size,
+        bos_id=header.bos_id,
+        eos_id=header.eos_id,
+        tokenizer=tokenizer,
+        fingerprint=header.fingerprint,
+    )
 
 
 def byte_tokens(name: str, corpus: Corpus) -> TokenData:

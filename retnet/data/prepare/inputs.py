@@ -1,0 +1,52 @@
+"""What all kinds of input are asked for."""
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any, Protocol
+
+from retnet.data.prepare.passages import Advance, Item
+
+
+class Piece(Protocol):
+    """A part of the input that is read by itself, by any process, always with the same result."""
+
+    @property
+    def num_bytes(self) -> int | None:
+        """What there is to read, as `items` counts it; None where that isn't known."""
+
+    @property
+    def expected_bytes(self) -> int | None:
+        """About how much text that is."""
+
+    def items(self, advance: Advance, *, skip_bad: bool) -> Iterator[Item]:
+        """The documents, in their order. advance: called with the bytes read, again and again.
+
+        skip_bad: hand out LeftOut for a document that is not what it should be. Without that raises
+        BadTextError, which says in which file and where it is.
+        """
+
+
+class Input(Protocol):
+    """A file or data set."""
+
+    @property
+    def expected_bytes(self) -> int | None:
+        """About how much text it holds; None where that isn't known."""
+
+    def identity(self) -> list[Any]:
+        """What is different once the input has changed, its name first; for JSON."""
+
+    def pieces(self, size: int) -> Iterator[Piece]:
+        """It in pieces of about `size` bytes of text, as far as it can be divided."""
+
+
+def file_identity(path: str, size: int, changed_ns: int) -> list[Any]:
+    """What tells a file from the same one after a change."""
+    return [path, size, changed_ns]
+
+
+def cuts(size: int, piece: int) -> list[tuple[int, int]]:
+    """A range [0, size) in about equal parts of about `piece`: (start, stop) of each."""
+    count = max(1, round(size / piece))
+    places = [size * index // count for index in range(count + 1)]
+    return list(pairwise(places))
