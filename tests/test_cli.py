@@ -19,11 +19,12 @@ import torch
 import retnet
 from retnet.checkpoint import save_checkpoint
 from retnet.cli import main
-from retnet.commands import bench, convert, evaluate, generate, inspect, train
+from retnet.commands import bench, convert, evaluate, generate, inspect, prepare, train
 from retnet.commands.flags import attribute_texts, group_values, make_parser, read_flags
 from retnet.commands.models import model_config, num_parameters
 from retnet.commands.terminal import bytes_text, visible
 from retnet.config import PRESETS, ModelConfig, preset
+from retnet.data.prepare.config import PrepareConfig
 from retnet.data.tokenizer import ByteTokenizer
 from retnet.generation import SamplingParams
 from retnet.model import RetNet
@@ -31,6 +32,7 @@ from retnet.train.config import OptimizerConfig, TrainConfig
 
 ROOT = Path(retnet.__file__).parent.parent
 COMMANDS = {
+    "prepare": prepare.COMMAND,
     "train": train.COMMAND,
     "generate": generate.COMMAND,
     "inspect": inspect.COMMAND,
@@ -118,7 +120,7 @@ def test_every_flag_is_explained(name: str) -> None:
     assert not [each.dest for each in shown if "None" in (each.help or "")]
 
 
-@pytest.mark.parametrize("config", [ModelConfig, TrainConfig])
+@pytest.mark.parametrize("config", [ModelConfig, PrepareConfig, TrainConfig])
 def test_every_field_has_a_text(config: type) -> None:
     assert list(attribute_texts(config)) == [field.name for field in fields(config)]
 

@@ -118,7 +118,9 @@ def packages_loaded_by(statement: str) -> set[str]:
     return set(subprocess.check_output(command, cwd=PACKAGE.parent, text=True).split())
 
 
-@pytest.mark.parametrize("module", ["retnet", "retnet.config", "retnet.train.config"])
+@pytest.mark.parametrize(
+    "module", ["retnet", "retnet.config", "retnet.data.prepare.config", "retnet.train.config"]
+)
 def test_importing_is_light(module: str) -> None:
     heavy = {"torch", "numpy", "transformers", "triton", "rich", "matplotlib"}
     assert not packages_loaded_by(f"import {module}") & heavy

@@ -116,16 +116,16 @@ class TokenShards:
         """The ids from `start` to before `stop`, 1-D: a view where they are in one shard."""
         if not 0 <= start <= stop <= len(self):
             raise ValueError(f"ids {start} to {stop} were asked for, there are {len(self)}")
-        pieces = []
         row = bisect_right(self._ends, start)
-        while start < stop:
-            begin = self._ends[row] - self._shards[row].num_tokens
+        if start == stop or stop <= self._ends[row]:
+            return self._part(row, start, stop)
+        ids = np.empty(stop - start, self._dtype)
+        place = start
+        while place < stop:
             end = min(stop, self._ends[row])
-            pieces.append(self._mapped(row)[start - begin : end - begin])
-            start, row = end, row + 1
-        if len(pieces) == 1:
-            return pieces[0]
-        return np.concatenate(pieces) if pieces else np.empty(0, self._dtype)
+            ids[place - start : end - start] = self._part(row, place, end)
+            place, row = end, row + 1
+        return ids
 
     def documents(self) -> NDArray[np.uint64]:
         """[N, 2], a row for every document: where its bos stands, and its bytes of text."""
@@ -134,6 +134,13 @@ class TokenShards:
             index = read_index(self._directory, shard)
             rows.append(index + np.array([end - shard.num_tokens, 0], INDEX_DTYPE))
         return np.concatenate(rows)
+
+    def _part(self, row: int, start: int, stop: int) -> NDArray[Any]:
+        """Ids that are all in one shard."""
+        if start == stop:
+            return np.empty(0, self._dtype)
+        begin = self._ends[row] - self._shards[row].num_tokens
+        return self._mapped(row)[start - begin : stop - begin]
 
     def _map(self, row: int) -> NDArray[Any]:
         path = ids_path(self._directory, self._shards[row])

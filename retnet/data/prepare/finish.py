@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -111,8 +111,8 @@ def _end_of_longest(units: Sequence[Unit]) -> tuple[int, tuple[int, int]]:
     held_out = int(min(_SHARE_OF_ONE * text, _MOST_OF_ONE_BYTES, size // 2))
     if not held_out:
         raise ValueError(
-            f"there is too little text to hold any out: {text} bytes; pass more text, or other "
-            "text as validation"
+            f"there is too little text to hold any out: {text} bytes"
+            f"{_in_words(_left_out(units))}; pass more, or other text as validation"
         )
     return -place, (number, size - held_out)
 
@@ -132,10 +132,11 @@ def publish(
     held_out = [part.held_out for part in (*parts_of(train), *parts_of(validation))]
     merged = _merged(work, [shard for shard in held_out if shard is not None], encoder)
     shards = [part.train for part in parts_of(train) if part.train is not None]
-    _require_text(shards, merged, source)
-    left_out: Counter[str] = Counter()
-    for part in (*parts_of(train), *parts_of(validation)):
-        left_out.update(part.left_out)
+    left_out = _left_out([*train, *validation])
+    if not shards:
+        raise ValueError(f"there is no text to train on{_in_words(left_out)}; pass some that has")
+    if not merged:
+        raise ValueError(f"validation holds no text{_in_words(left_out)}; pass some that does")
     header = Header(
         dtype=encoder.dtype,
         vocab_size=encoder.vocab_size,
@@ -144,7 +145,7 @@ def publish(
         tokenizer=encoder.fingerprint,
         train=tuple(_moved(work, shard, f"train-{row:05}") for row, shard in enumerate(shards)),
         validation=merged,
-        source={**source, "left_out": dict(sorted(left_out.items()))},
+        source={**source, "left_out": left_out},
     )
     for path in sorted(work.tokenizer.iterdir()):
         write_text(work.out / path.name, path.read_text(encoding="utf-8"))
@@ -152,13 +153,17 @@ def publish(
     return header
 
 
-def _require_text(train: Sequence[Shard], validation: Sequence[Shard], source: Any) -> None:
-    names = ", ".join(source["settings"]["sources"])
-    if not train:
-        raise ValueError(f"there is no text to train on in {names}; pass some that has")
-    if not validation:
-        given = source["settings"]["validation"]
-        raise ValueError(f"validation {given!r} holds no text; pass some that does")
+def _left_out(units: Iterable[Unit]) -> dict[str, int]:
+    """How many documents of some units were left out, by the reason."""
+    counts: Counter[str] = Counter()
+    for part in parts_of(units):
+        counts.update(part.left_out)
+    return dict(sorted(counts.items()))
+
+
+def _in_words(left_out: Mapping[str, int]) -> str:
+    counts = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items())
+    return f" (documents left out: {counts})" if counts else ""
 
 
 def _moved(work: WorkFolder, shard: Shard, name: str) -> Shard:

@@ -58,9 +58,11 @@ class Assembly:
 
     def add(self, part: bytes) -> Iterator[Passage]:
         """Some more text of the document; passages of it where it is long."""
+        if self._is_bad:
+            return
         self._parts.append(part)
         self._num_bytes += len(part)
-        if self._num_bytes > LONGEST_WHOLE_BYTES and not self._is_bad:
+        if self._num_bytes > LONGEST_WHOLE_BYTES:
             text = b"".join(self._parts)
             cut = cut_before(text, len(text))
             self._parts, self._num_bytes = [text[cut:]], len(text) - cut
@@ -81,7 +83,7 @@ class Assembly:
         """
         if self._is_bad:
             yield LeftOut("bad")
-        else:
+        elif self._num_bytes or not self._begins:
             yield Passage(b"".join(self._parts), self._begins, ends)
         self._begin(True)
 
@@ -99,12 +101,20 @@ def cut_before(text: bytes, place: int) -> int:
     return character_start(text, place)
 
 
-def first_cut(window: bytes) -> int:
-    """Where to cut a text in two in a window of it that may begin and end inside a character."""
+def first_cut(window: bytes, place: int) -> int:
+    """Where to cut a text in two in a window of it, at or after `place`.
+
+    place: at most 2, which is as far back as is looked for a line's end. A later place's cut is
+    never before an earlier one's.
+    """
     end = _LINE_END.search(window)
-    if end is not None:
-        return end.end()
-    return next((place for place, byte in enumerate(window) if byte & 0xC0 != 0x80), 0)
+    return place + first_character(window[place:]) if end is None else end.end()
+
+
+def first_character(window: bytes) -> int:
+    """Where the first character begins that isn't cut; the window's length for none."""
+    starts = (place for place, byte in enumerate(window) if byte & 0xC0 != 0x80)
+    return next(starts, len(window))
 
 
 def character_start(text: bytes, place: int) -> int:

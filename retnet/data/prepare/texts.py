@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -15,6 +16,7 @@ from retnet.data.prepare.passages import (
     BadTextError,
     Item,
     LeftOut,
+    first_character,
     first_cut,
 )
 
@@ -22,6 +24,8 @@ from retnet.data.prepare.passages import (
 COMPRESSION_RATIO = 4
 
 _BLOCK_BYTES = 1 << 22
+# Beyond its range a piece reads only to the end of its last document.
+_AFTER_BYTES = 1 << 18
 _LONGEST_LINE_BYTES = 1 << 20
 _PROBE_BYTES = 8192
 
@@ -30,7 +34,8 @@ _PROBE_BYTES = 8192
 class Division:
     """Where a text file is divided into documents: at the lines in which `pattern` is found.
 
-    keeps_line: whether such a line begins the next document; otherwise it belongs to none.
+    keeps_line: whether such a line begins the next document; otherwise it belongs to none. Lines of
+    1 MB and more are never looked at: not all of one need be in memory.
     """
 
     pattern: str
@@ -48,7 +53,8 @@ class Division:
                 continue
             last = line
             end = text.find("\n", match.start()) + 1 or len(text)
-            yield line, line if self.keeps_line else end
+            if not _is_long(text[line:end]):
+                yield line, line if self.keeps_line else end
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +132,8 @@ class TextPiece:
         stop = None if is_whole else _cut_near(path, self.stop, size)
         document = Assembly(begins=self.start == 0)
         with open_input(path, advance, start=start) as file:
-            for block in _blocks(file, start, stop):
+            length = None if stop is None else stop - start
+            for block in _blocks(file, start, _sizes(length)):
                 error = _utf8_error(path, block)
                 if error is not None:
                     if not (skip_bad and is_whole):
@@ -143,18 +150,19 @@ class TextPiece:
         is_inside = self.start == 0
         with open_input(path, advance, start=max(0, self.start - 1)) as file:
             # What is at `start` begins there if a line does.
-            skipped = _skip_line(file) - 1 if self.start else 0
-            for block in _blocks(file, self.start + skipped, None):
-                error = _utf8_error(path, block)
+            start = self.start + (_skip_line(file) - 1 if self.start else 0)
+            is_last = self.stop == self.input.size
+            sizes = _sizes(None if is_last else self.stop - start, _AFTER_BYTES)
+            for block in _blocks(file, start, sizes, to_line_ends=True):
+                text, error = _text(path, block)
                 if error is not None and not skip_bad:
                     raise error
-                text = block.data.decode(errors="surrogateescape")
-                place = 0
+                place, beyond = 0, self._beyond(block)
                 for end, begin in division.places(text, at_line_start=block.at_line_start):
                     if is_inside:
                         yield from _add(document, text[place:end], error)
                         yield from document.end()
-                    if self._is_beyond(block, text[:end]):
+                    if end >= beyond:
                         return
                     is_inside, place = True, begin
                 if is_inside:
@@ -162,11 +170,13 @@ class TextPiece:
         if is_inside:
             yield from document.end()
 
-    def _is_beyond(self, block: "_Block", before: str) -> bool:
-        """Whether what follows some text of a block begins after the range."""
-        if self.stop == self.input.size or block.start + len(block.data) <= self.stop:
-            return False
-        return block.start + len(before.encode(errors="surrogateescape")) >= self.stop
+    def _beyond(self, block: "_Block") -> float:
+        """The first character of a block's text that is outside of the range; inf for none."""
+        inside = max(0, self.stop - block.start)
+        if self.stop == self.input.size or inside >= len(block.data):
+            return inf
+        inside += first_character(block.data[inside : inside + 4])
+        return len(block.data[:inside].decode(errors="surrogateescape"))
 
 
 class _Block(NamedTuple):
@@ -177,15 +187,29 @@ class _Block(NamedTuple):
     at_line_start: bool
 
 
-def _blocks(file: IO[bytes], start: int, stop: int | None) -> Iterator[_Block]:
-    """A file from `start` to before `stop`, or to its end: blocks of whole lines, if not long."""
+def _sizes(length: int | None, after: int = 0) -> Iterator[int]:
+    """What to read of a file at once: `length` bytes in blocks, then on and on `after`."""
+    while length is None or length > 0:
+        size = _BLOCK_BYTES if length is None else min(_BLOCK_BYTES, length)
+        yield size
+        length = None if length is None else length - size
+    while after:
+        yield after
+
+
+def _blocks(
+    file: IO[bytes], start: int, sizes: Iterator[int], *, to_line_ends: bool = False
+) -> Iterator[_Block]:
+    """What is read of a file from `start` on, as far as it goes.
+
+    to_line_ends: read on to the end of the line each time, if that is not far.
+    """
     carried, at_line_start, position = b"", True, start
-    while stop is None or position < stop:
-        size = _BLOCK_BYTES if stop is None else min(_BLOCK_BYTES, stop - position)
+    for size in sizes:
         data = file.read(size)
         if not data:
             break
-        if stop is None and not data.endswith(b"\n"):
+        if to_line_ends and not data.endswith(b"\n"):
             data += file.readline(_LONGEST_LINE_BYTES)
         position += len(data)
         data = carried + data
@@ -215,8 +239,17 @@ def _cut_near(path: Path, place: int, size: int) -> int:
     if place in (0, size):
         return place
     with path.open("rb") as file:
-        file.seek(place)
-        return place + first_cut(file.read(WINDOW_BYTES))
+        before = min(2, place)
+        file.seek(place - before)
+        return place - before + first_cut(file.read(WINDOW_BYTES), before)
+
+
+def _is_long(line: str) -> bool:
+    """Whether a line may be a part of one that did not fit into a block."""
+    if 4 * len(line) + 3 < _LONGEST_LINE_BYTES:
+        return False
+    # Up to three bytes of a part may be in the next block, with the character that they begin.
+    return len(line.encode(errors="surrogateescape")) + 3 >= _LONGEST_LINE_BYTES
 
 
 def _skip_line(file: IO[bytes]) -> int:
@@ -241,13 +274,15 @@ def _add(document: Assembly, text: str, error: BadTextError | None) -> Iterator[
 
 
 def _utf8_error(path: Path, block: _Block) -> BadTextError | None:
-    if block.data.isascii():
-        return None
+    return None if block.data.isascii() else _text(path, block)[1]
+
+
+def _text(path: Path, block: _Block) -> tuple[str, BadTextError | None]:
+    """The characters of a block, a surrogate for a byte that is in none; what is wrong with it."""
     try:
-        block.data.decode()
+        return block.data.decode(), None
     except UnicodeDecodeError as error:
-        return BadTextError(
+        return block.data.decode(errors="surrogateescape"), BadTextError(
             f"data file {str(path)!r} is not UTF-8: byte {block.start + error.start} is "
             f"0x{block.data[error.start]:02x}; convert it to UTF-8, leave it out, or pass skip_bad"
         )
-    return None
