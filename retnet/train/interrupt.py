@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM as a value that the loop reads between two steps."""
 
+import os
 import signal
 import threading
 import time
@@ -18,19 +19,33 @@ _SAME_REQUEST_S = 1.0
 
 @dataclass
 class Stop:
-    """Whether a signal asked the run to end. signal: the first that came."""
+    """Whether a signal asked the run to end.
+
+    signal: the first that came.
+    parent: the process that started this one, where the run must not outlive that; else None.
+    """
 
     signal: Signals | None = None
+    parent: int | None = None
+
+    def is_wanted(self) -> bool:
+        """Whether the run is to end."""
+        if self.signal is None and self.parent not in (None, os.getppid()):
+            self.signal = Signals.SIGTERM
+        return self.signal is not None
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[Stop]:
+def stop_on_signals(*, with_parent: bool = False) -> Iterator[Stop]:
     """Inside, the first Ctrl-C or SIGTERM only sets `Stop.signal`.
 
     Another one, at least a second later, acts as it would have outside. Only a program's main
     thread receives signals; in another thread nothing changes.
+
+    with_parent: whether the end of the process that started this one counts as SIGTERM. What
+    torchrun started would go on without it, beside what is started in its place.
     """
-    stop = Stop()
+    stop = Stop(parent=os.getppid() if with_parent else None)
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return

@@ -2,6 +2,7 @@
 
 import signal
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from retnet.train.folder import RunFolder
 from retnet.train.identity import describe_run, require_same_run
 from retnet.train.interrupt import stop_on_signals
 from retnet.train.learner import Learner
+from retnet.train.lock import locked
 from retnet.train.pace import Pace
 from retnet.train.precision import choose_precision
 from retnet.train.report import Reporter
@@ -78,13 +80,19 @@ def train(
         threads(config.threads),
         separate_randomness(world.device),
         Reporter(console if world.is_main else None) as reporter,
-        stop_on_signals() as stop,
+        stop_on_signals(with_parent=world.size > 1) as stop,
     ):
         folder = RunFolder(config.out)
         if not resume and world.is_main:
             folder.require_free()
         world.barrier()
         goes_on = resume and folder.holds_a_run()
+        config.parallel.check(
+            model_config,
+            num_processes=world.size,
+            batch_size=config.batch_size // config.accumulate,
+            context=config.context,
+        )
         data = load_tokens(config.data)
         _require_vocabulary(model_config, data)
         description = describe_run(model_config, config, data)
@@ -104,10 +112,11 @@ def train(
         world.barrier()
         if world.is_main and not goes_on:
             folder.create(description)
-        world.barrier()
-        run.start(goes_on=goes_on)
-        run.train()
-        bits = run.finish()
+        with locked(folder.run) if world.is_main else nullcontext():
+            world.barrier()
+            run.start(goes_on=goes_on)
+            run.train()
+            bits = run.finish()
         return TrainResult(
             model=run.learner.whole_model().eval(),
             out=folder.path,

@@ -149,7 +149,7 @@ class Run:
     def _was_stopped(self) -> bool:
         """Whether a signal came to any process."""
         if not self._is_stopped:
-            self._is_stopped = self.world.any(self.stop.signal is not None)
+            self._is_stopped = self.world.any(self.stop.is_wanted())
         return self._is_stopped
 
     def _is_measurement_due(self) -> bool:

@@ -1,4 +1,6 @@
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -46,3 +48,22 @@ def test_other_threads_are_left_alone() -> None:
     thread.start()
     thread.join()
     assert seen == [None, before]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no orphans on Windows")
+def test_an_orphan_is_asked_to_end() -> None:
+    """What torchrun started must not go on beside what is started in its place."""
+    program = (
+        "import os, sys, time\n"
+        "from retnet.train.interrupt import stop_on_signals\n"
+        "if os.fork():\n"
+        "    time.sleep(1)\n"
+        "    os._exit(0)\n"
+        "with stop_on_signals(with_parent=True) as stop, stop_on_signals() as other:\n"
+        "    before = stop.is_wanted()\n"
+        "    time.sleep(3)\n"
+        "    print(before, stop.is_wanted(), other.is_wanted())\n"
+    )
+    assert subprocess.check_output([sys.executable, "-c", program], text=True) == (
+        "False True False\n"
+    )
