@@ -10,6 +10,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from retnet.model import RetNet, RetNetState
 from retnet.ops import retention_chunkwise
+from retnet.ops.reference import accumulation_dtype
+from retnet.parallel.sequence import SequenceSlice
 from retnet.parallel.world import World
 from retnet.position import Retention
 
@@ -51,7 +53,54 @@ class Distributed(nn.Module):
         state: RetNetState | None = None,
         retain: Retention = retention_chunkwise,
     ) -> tuple[Tensor, RetNetState]:
-        """The mean loss in nats and the state after; tokens, targets, segment_ids: [B, T]."""
+        """The mean loss in nats and the state after; tokens, targets, segment_ids: [B, T].
+
+        Processes of one sequence are given the same whole rows; in training, each reads its slice
+        of them.
+        """
+        if self.training and self.world.config.sequence > 1:
+            return self._slice_forward(tokens, targets, segment_ids, state, retain)
+        return self._forward(tokens, targets, segment_ids, state, retain)
+
+    def _slice_forward(
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        segment_ids: Tensor | None,
+        state: RetNetState | None,
+        retain: Retention,
+    ) -> tuple[Tensor, RetNetState]:
+        assert self.world.mesh is not None
+        position = None if state is None else state.position
+        group = self.world.mesh.get_group("sequence")
+        part = SequenceSlice.of(tokens, segment_ids, position, group)
+        layers = self._empty_layers(len(tokens)) if state is None else state.layers
+        loss, after = self._forward(
+            part.cut(tokens),
+            part.cut(targets),
+            None if segment_ids is None else part.cut(segment_ids),
+            RetNetState(layers, part.first),
+            part.retain(retain),
+        )
+        return loss, RetNetState(after.layers, part.after)
+
+    def _empty_layers(self, batch: int) -> tuple[Tensor, ...]:
+        """The states of this process's heads before the first token."""
+        config, weight = self.model.config, self.model.head_weight
+        heads, *rest = config.state_shape
+        shape = (batch, heads // self.world.config.tensor, *rest)
+        dtype = accumulation_dtype(weight.dtype)
+        empty = torch.zeros(shape, dtype=dtype, device=self.world.device)
+        return (empty,) * config.num_layers
+
+    def _forward(
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        segment_ids: Tensor | None,
+        state: RetNetState | None,
+        retain: Retention,
+    ) -> tuple[Tensor, RetNetState]:
         result = self._runner(tokens, targets, segment_ids, state, retain=retain)
         if isinstance(self._runner, FSDPModule) and not torch.is_grad_enabled():
             # Else only a backward pass would, and the next forward pass miss an update in between.

@@ -264,7 +264,7 @@ def kill_at_a_random_moment(process: subprocess.Popen[str], out: Path, moments: 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are others on Windows")
 @pytest.mark.parametrize("num_processes", [1, 2])
 def test_kills(data: Path, tmp_path: Path, num_processes: int) -> None:
-    """Killed (-9) again and again, launcher and workers in any order, it ends as if it never was."""
+    """Killed (-9) again and again, launcher and workers in any order, it ends as if it was not."""
     out = tmp_path / "run"
     config = config_for(data, out, steps=60 * KILLS, save_every=2, validate_every=50)
     straight = dataclasses.replace(config, out=str(tmp_path / "straight"))
