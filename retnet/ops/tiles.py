@@ -31,6 +31,10 @@ class Buffers:
             memory = self._memory[name, dtype] = torch.empty(size, dtype=dtype, device=self.device)
         return memory[:size].view(shape)
 
+    def release(self, name: str) -> None:
+        """Leave what was last taken under that name, in the products' dtype, to whoever has it."""
+        self._memory.pop((name, self.dtype), None)
+
     def product(self, name: str, a: Tensor, b: Tensor) -> Tensor:
         """a @ b, batched, in the memory of that name."""
         return torch.bmm(a, b, out=self.take(name, (a.shape[0], a.shape[1], b.shape[2]), a.dtype))
@@ -69,10 +73,13 @@ class Span:
                 packed.mul_(factor)
         return packed.flatten(0, 2)
 
-    def write(self, tiles: Tensor, x: Tensor) -> None:
-        """Copy tiles [G, C, F] to the span's part of x [rows, T, H, F]."""
+    def write(self, tiles: Tensor, x: Tensor, factor: Tensor | None = None) -> None:
+        """Copy tiles [G, C, F], times the factor, to the span's part of x [rows, T, H, F]."""
         part = self.view(x)
-        part.copy_(tiles.view(part.shape))
+        if factor is None:
+            part.copy_(tiles.view(part.shape))
+        else:
+            torch.mul(tiles.view(part.shape), factor, out=part)
 
 
 @dataclass(frozen=True)
@@ -158,29 +165,32 @@ class Tiles:
 
     def states(self, carried: Tensor) -> tuple[Tensor, Tensor]:
         """gamma S before each chunk [G, K, V] and S after the span, given S before it."""
-        updates = self._by_chunk(
-            self.buffers.product("updates", self.k.mT, self.that_enter(self.v)), carried
-        )
-        first, scan = carried.reshape(len(updates), 1, -1), self._scan(carried)
-        before = self.buffers.take("before", updates.shape, updates.dtype)
-        torch.mul(scan[:, :-1, :1], first, out=before).baddbmm_(scan[:, :-1, 1:], updates)
-        after = torch.baddbmm(scan[:, -1:, :1] * first, scan[:, -1:, 1:], updates)
-        return before.view(-1, *carried.shape[2:]).to(self.v.dtype), after.view(carried.shape)
+        updates = self.buffers.product("updates", self.k.mT, self.that_enter(self.v))
+        terms, scan = self._terms(carried), self._scan(carried)
+        terms[:, :1], terms[:, 1:] = _by_head(carried, terms), _by_head(updates, terms)
+        after = torch.bmm(scan[:, -1:], terms)
+        return self._sums("before", scan[:, :-1], terms, updates), after.view(carried.shape)
 
     def states_backward(self, grad_before: Tensor, grad_after: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients of each chunk's K'^T V and of the state before the span."""
-        grads = self._by_chunk(grad_before, grad_after)
-        last, scan = grad_after.reshape(len(grads), 1, -1), self._scan(grad_after).mT
-        grad_updates = self.buffers.take("grad_updates", grads.shape, grads.dtype)
-        torch.mul(scan[:, 1:, -1:], last, out=grad_updates).baddbmm_(scan[:, 1:, :-1], grads)
-        grad_carried = torch.baddbmm(scan[:, :1, -1:] * last, scan[:, :1, :-1], grads)
-        return grad_updates.view(grad_before.shape).to(self.v.dtype), grad_carried.view(
-            grad_after.shape
-        )
+        grads, scan = self._terms(grad_after), self._scan(grad_after).mT
+        grads[:, :-1], grads[:, -1:] = _by_head(grad_before, grads), _by_head(grad_after, grads)
+        grad_carried = torch.bmm(scan[:, :1], grads)
+        grad_updates = self._sums("grad_updates", scan[:, 1:], grads, grad_before)
+        return grad_updates, grad_carried.view(grad_after.shape)
 
-    def _by_chunk(self, tiles: Tensor, state: Tensor) -> Tensor:
-        """Tiles [rows H n, K, V] as [rows H, n, K V] in the dtype of the state [rows, H, K, V]."""
-        return tiles.to(state.dtype).view(state.shape[0] * state.shape[1], self.span.num_chunks, -1)
+    def _terms(self, state: Tensor) -> Tensor:
+        """Room for n+1 states like [rows, H, K, V], for the scan: [rows H, n+1, K V]."""
+        rows, heads, *size = state.shape
+        shape = (rows * heads, self.span.num_chunks + 1, math.prod(size))
+        return self.buffers.take("terms", shape, state.dtype)
+
+    def _sums(self, name: str, scan: Tensor, terms: Tensor, like: Tensor) -> Tensor:
+        """scan terms, [rows H, n, K V], as tiles like [G, K, V]."""
+        sums = self.buffers.product(name, scan, terms)
+        if sums.dtype != like.dtype:
+            sums = self.buffers.take(name, sums.shape).copy_(sums)
+        return sums.view(like.shape)
 
     def _scan(self, state: Tensor) -> Tensor:
         """`Span.scan` without what a boundary cuts, [rows H, n+1, n+1]."""
@@ -209,3 +219,8 @@ def _for_each_head(mask: Tensor, heads: int) -> Tensor:
     """mask [rows, n, C, .] repeated for the tiles [rows H n, C, .]."""
     rows, num_chunks, *rest = mask.shape
     return mask[:, None].expand(rows, heads, num_chunks, *rest).flatten(0, 2)
+
+
+def _by_head(states: Tensor, terms: Tensor) -> Tensor:
+    """States [rows, H, K, V], or tiles of them [rows H n, K, V], as terms [rows H, n, K V]."""
+    return states.reshape(terms.shape[0], -1, terms.shape[2])

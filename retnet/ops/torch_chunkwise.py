@@ -15,7 +15,7 @@ The work goes through spans of some rows and some consecutive chunks, small enou
 everything between reading q, k, v and writing the result stays in the cache. A span packs its
 tiles, one for each row, head and chunk, as [G, C, .], and all its products are batched over G; the
 recurrence over its chunks is one product with a matrix of decays. Only q, k, v and the state before
-each span are kept for the backward pass, which takes the spans in reverse and recomputes the rest.
+each chunk are kept for the backward pass, which takes the spans in reverse and recomputes the rest.
 
 Chunks and spans depend on numbers, which compilers and exporters do not have: to them the form is
 one operator, `retnet::chunkwise`, at the end of this file. A program that was exported and saved
@@ -39,12 +39,12 @@ from retnet.ops.tiles import Buffers, Span, Tiles, span_decays
 # at 2^16, and at 2^-14 below.
 LARGEST_FOLD, LARGEST_FOLD_FP16 = 2.0**40, 2.0**6
 
-# Numbers in a span's largest buffer: of one row, and in all. On a CPU a few such buffers fill a
+# Bytes of a span's largest buffer: of one row, and in all. On a CPU a few such buffers fill a
 # core's cache; elsewhere fewer launches matter more. Only the limit for one row orders the sums, so
 # that a row's bits do not depend on how many rows are beside it (except that torch computes a batch
 # of a single product, of one row, head and chunk, in another order).
-ROW_NUMBERS, SPAN_NUMBERS = 2**18, 2**19
-DEVICE_ROW_NUMBERS, DEVICE_SPAN_NUMBERS = 2**24, 2**28
+ROW_BYTES, SPAN_BYTES = 2**20, 2**21
+DEVICE_ROW_BYTES, DEVICE_SPAN_BYTES = 2**25, 2**29
 
 
 def retention_chunkwise(
@@ -106,7 +106,9 @@ class _ChunkwiseRetention(torch.autograd.Function):
         chunk: int,
         runs: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        out, last_state, before = _forward(q, k, v, state, decay, chunk, runs)
+        out, last_state, before = _forward(
+            q, k, v, state, decay, chunk, runs, keep=any(ctx.needs_input_grad)
+        )
         ctx.save_for_backward(q, k, v, decay, runs, *before)
         ctx.chunk = chunk
         return out, last_state
@@ -133,35 +135,40 @@ def _forward(
     decay: Tensor,
     chunk: int,
     runs: Tensor | None,
+    *,
+    keep: bool,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """The outputs, the last state, and the state before each span."""
+    """The outputs, the last state, and if they are to be kept, gamma S before each chunk."""
     out, last_state = v.new_empty(v.shape), state.new_empty(state.shape)
-    before: list[Tensor] = []
+    kept: list[Tensor] = []
     buffers = Buffers(v)
     for rows, spans in _row_groups(v, decay, chunk):
         carried = state[rows]
         for span in spans:
-            before.append(carried)
             tiles = Tiles.pack(span, rows, q, k, v, runs, buffers)
-            span_out, carried = _span_forward(tiles, carried)
-            span.write(span_out, out[rows])
+            before, carried = tiles.states(carried)
+            span.write(_outputs(tiles, before), out[rows])
+            if keep:
+                kept.append(before)
+                buffers.release("before")
         last_state[rows] = carried
-    return out, last_state, before
+    return out, last_state, kept
 
 
 def _states_before(
     k: Tensor, v: Tensor, state: Tensor, decay: Tensor, chunk: int, runs: Tensor | None
 ) -> list[Tensor]:
-    """The state before each span alone, as `_forward` finds them."""
-    before: list[Tensor] = []
+    """gamma S before each chunk alone, as `_forward` keeps it."""
+    kept: list[Tensor] = []
     buffers = Buffers(v)
     for rows, spans in _row_groups(v, decay, chunk):
         carried = state[rows]
         for span in spans:
-            before.append(carried)
-            no_queries = k[..., :0]
-            _, carried = Tiles.pack(span, rows, no_queries, k, v, runs, buffers).states(carried)
-    return before
+            tiles = Tiles.pack(span, rows, k[..., :0], k, v, runs, buffers)  # no queries
+            before, carried = tiles.states(carried)
+            kept.append(before)
+            buffers.release("before")
+    return kept
 
 
 def _backward(
@@ -175,7 +182,7 @@ def _backward(
     grad_state: Tensor,
     chunk: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v and the first state, given the state `before` each span."""
+    """Gradients of q, k, v and the first state, given gamma S `before` each chunk of each span."""
     grad_q, grad_k, grad_v = (x.new_empty(x.shape) for x in (q, k, v))
     grad_first_state = grad_state.new_empty(grad_state.shape)
     buffers, remaining = Buffers(v), list(before)
@@ -185,25 +192,24 @@ def _backward(
             tiles = Tiles.pack(span, rows, q, k, v, runs, buffers)
             grad_tiles = span.pack(grad_out[rows], buffers, "grad_out")
             *grads, grad_carried = _span_backward(tiles, remaining.pop(), grad_tiles, grad_carried)
-            for grad, full in zip(grads, (grad_q, grad_k, grad_v), strict=True):
-                span.write(grad, full[rows])
+            factors = (span.to_query, span.to_key, None)
+            for grad, full, factor in zip(grads, (grad_q, grad_k, grad_v), factors, strict=True):
+                span.write(grad, full[rows], factor)
         grad_first_state[rows] = grad_carried
     return grad_q, grad_k, grad_v, grad_first_state
 
 
-def _span_forward(tiles: Tiles, carried: Tensor) -> tuple[Tensor, Tensor]:
-    """A span's outputs [G, C, V] and the state after it [rows, H, K, V], given the one before."""
-    before, after = tiles.states(carried)
+def _outputs(tiles: Tiles, before: Tensor) -> Tensor:
+    """A span's outputs [G, C, V], given gamma S before each chunk."""
     out = tiles.buffers.product("out", tiles.scores(tiles.q, tiles.k), tiles.v)
-    return out.baddbmm_(tiles.that_read(tiles.q), before), after
+    return out.baddbmm_(tiles.that_read(tiles.q), before)
 
 
 def _span_backward(
-    tiles: Tiles, carried: Tensor, grad_out: Tensor, grad_after: Tensor
+    tiles: Tiles, before: Tensor, grad_out: Tensor, grad_after: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of a span's q, k, v tiles and of the state before it [rows, H, K, V]."""
+    """Gradients of a span's tiles and of the state before it [rows, H, K, V]."""
     q, k, v, product = tiles.q, tiles.k, tiles.v, tiles.buffers.product
-    before, _ = tiles.states(carried)
     grad_read = tiles.that_read(grad_out)
     grad_updates, grad_carried = tiles.states_backward(
         product("grad_before", q.mT, grad_read), grad_after
@@ -215,8 +221,6 @@ def _span_backward(
     grad_scores = tiles.scores(grad_out, v)
     grad_q = product("grad_q", grad_scores, k).baddbmm_(grad_read, before.mT)
     grad_k = product("grad_k", grad_scores.mT, q).baddbmm_(tiles.that_enter(v), grad_updates.mT)
-    for grad, factor in ((grad_q, tiles.span.to_query), (grad_k, tiles.span.to_key)):
-        grad.view(-1, len(factor), tiles.span.num_chunks, *grad.shape[1:]).mul_(factor)
     return grad_q, grad_k, grad_v, grad_carried
 
 
@@ -224,12 +228,11 @@ def _row_groups(v: Tensor, decay: Tensor, chunk: int) -> list[tuple[slice, list[
     """The rows and spans that v [B, T, H, V] is worked through in."""
     batch, tokens, heads, value_size = v.shape
     on_cpu = v.device.type == "cpu"
-    row_numbers = ROW_NUMBERS if on_cpu else DEVICE_ROW_NUMBERS
-    numbers_a_chunk = heads * chunk * max(value_size, chunk)
-    num_chunks = max(1, min(row_numbers // numbers_a_chunk, tokens // chunk))
-    num_rows = max(
-        1, (SPAN_NUMBERS if on_cpu else DEVICE_SPAN_NUMBERS) // (num_chunks * numbers_a_chunk)
-    )
+    row_bytes = ROW_BYTES if on_cpu else DEVICE_ROW_BYTES
+    span_bytes = SPAN_BYTES if on_cpu else DEVICE_SPAN_BYTES
+    chunk_bytes = heads * chunk * max(value_size, chunk) * matmul_dtype(v).itemsize
+    num_chunks = max(1, min(row_bytes // chunk_bytes, tokens // chunk))
+    num_rows = max(1, span_bytes // (num_chunks * chunk_bytes))
     spans = list(_spans(v, decay, chunk, num_chunks))
     return [(slice(row, row + num_rows), spans) for row in range(0, batch, num_rows)]
 
@@ -264,7 +267,7 @@ def _chunkwise_operator(
     """The form as compilers and exporters see it: chunk and spans are chosen inside."""
     with without_autocast(v.device.type):
         decay, chunk = _decay_and_chunk(log_decay, chunk_size, v)
-        out, last_state, _ = _forward(q, k, v, state, decay, chunk, runs)
+        out, last_state, _ = _forward(q, k, v, state, decay, chunk, runs, keep=False)
     return out, last_state
 
 

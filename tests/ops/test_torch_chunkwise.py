@@ -303,16 +303,16 @@ def test_a_row_is_the_same_alone_and_in_a_batch(
 
 @settings(max_examples=60)
 @given(
-    row_numbers=st.integers(1, 2_000),
-    span_numbers=st.integers(1, 20_000),
+    row_bytes=st.integers(1, 16_000),
+    span_bytes=st.integers(1, 160_000),
     tokens=st.integers(0, 90),
     chunk_size=st.integers(1, 30),
     batch=st.integers(1, 4),
     segments=st.integers(1, 5),
 )
 def test_any_spans(
-    row_numbers: int,
-    span_numbers: int,
+    row_bytes: int,
+    span_bytes: int,
     tokens: int,
     chunk_size: int,
     batch: int,
@@ -329,8 +329,8 @@ def test_any_spans(
         segments=segments if tokens else 1,
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch_chunkwise, "ROW_NUMBERS", row_numbers)
-        patch.setattr(torch_chunkwise, "SPAN_NUMBERS", span_numbers)
+        patch.setattr(torch_chunkwise, "ROW_BYTES", row_bytes)
+        patch.setattr(torch_chunkwise, "SPAN_BYTES", span_bytes)
         actual = run(partial(FAST, chunk_size=chunk_size), inputs)
     expected = run(REFERENCE, inputs)
     for name in NAMES:
