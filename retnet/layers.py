@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from retnet.config import ModelConfig, NormKind
+from retnet.ops.precision import cast_for_products
 from retnet.position import TokenContext, rotate
 
 
@@ -117,9 +118,10 @@ class RetNetBlock(nn.Module):
         self, x: Tensor, context: TokenContext, state: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """x [B, T, D] and the mixer's state before -> the same after."""
-        mixed, state = self.mixer(self.mixer_norm(x), context, state)
+        mixed, state = self.mixer(cast_for_products(self.mixer_norm(x)), context, state)
         x = x + self.dropout(mixed)
-        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x))), state
+        transformed = self.feed_forward(cast_for_products(self.feed_forward_norm(x)))
+        return x + self.dropout(transformed), state
 
 
 def make_norm(kind: NormKind, size: int, eps: float, *, affine: bool = True) -> nn.Module:

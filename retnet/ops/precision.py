@@ -34,7 +34,21 @@ def cpu_has_fast_bf16() -> bool:
 
 def without_autocast(device_type: str) -> AbstractContextManager[None]:
     """Inside, products keep the dtype they are given: retention chooses its own precision."""
-    available = torch.amp.is_autocast_available(device_type)
-    if not available or not torch.is_autocast_enabled(device_type):
+    if not _autocast_is_on(device_type):
         return nullcontext()
     return torch.autocast(device_type, enabled=False)
+
+
+def cast_for_products(x: Tensor) -> Tensor:
+    """x in the dtype that autocast, where it is on, casts the operands of products to.
+
+    For what several products read: each would cast it, and keep its own copy for the backward pass.
+    """
+    if x.dtype == torch.float64 or not _autocast_is_on(x.device.type):
+        return x
+    return x.to(torch.get_autocast_dtype(x.device.type))
+
+
+def _autocast_is_on(device_type: str) -> bool:
+    available = torch.amp.is_autocast_available(device_type)
+    return available and torch.is_autocast_enabled(device_type)
