@@ -18,6 +18,7 @@ from flops import matmul_flops
 from frame import Machine, main, parser_with_common_options, require_positive
 from rich.console import Console
 
+from retnet.allocator import tune_allocator
 from retnet.bench import Ratio, Report, Row, quotient, table, times_ms
 from retnet.measure import (
     Timing,
@@ -25,7 +26,6 @@ from retnet.measure import (
     in_fresh_process,
     measure,
     peak_rise_bytes,
-    tune_allocator,
 )
 
 OURS = "ours chunkwise torch"

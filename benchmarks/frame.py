@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from retnet.allocator import tune_allocator
 from retnet.bench import Report, free_result_path, ratio_table
 from retnet.measure import (
     gemm_flops_per_s,
     machine_facts,
     read_bytes_per_s,
     threads_of_others,
-    tune_allocator,
 )
 
 BUSY = 0.3  # threads of others, above which a figure is not worth keeping

@@ -18,15 +18,12 @@ from datetime import UTC, datetime
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-# glibc's <malloc.h>.
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
 # --- time
@@ -148,31 +145,6 @@ def _proc_status_bytes(key: str) -> int | None:
 
 
 # --- the machine
-
-
-class AllocatorAnswer(NamedTuple):
-    """What `tune_allocator` did."""
-
-    tuned: bool
-    detail: str
-
-
-def tune_allocator() -> AllocatorAnswer:
-    """Ask glibc to keep freed memory, for this process, from now on.
-
-    By default glibc maps every large tensor afresh and unmaps it when freed, and each operation
-    pays for its page faults. What is kept is not returned to the system, so this is only for
-    whoever asks for it.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        return AllocatorAnswer(
-            False, f"default (no glibc on this {platform.system()}: nothing to tune)"
-        )
-    mallopt = ctypes.CDLL(None).mallopt
-    accepted = mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-    if not accepted:
-        return AllocatorAnswer(False, "default (glibc refused mallopt)")
-    return AllocatorAnswer(True, "tuned (mallopt M_MMAP_MAX=0, M_TRIM_THRESHOLD=2147483647)")
 
 
 def machine_facts(allocator: str = "default") -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import json
 import operator
-import platform
 import subprocess
 import sys
 from functools import partial
@@ -32,7 +31,6 @@ from retnet.measure import (
     measure,
     peak_rise_bytes,
     threads_of_others,
-    tune_allocator,
 )
 from retnet.ops import retention_chunkwise, retention_parallel
 
@@ -78,15 +76,6 @@ def test_peak_memory_is_that_of_the_call() -> None:
     """128 MiB that a call makes and returns are seen, and not much else."""
     call = partial(operator.mul, b"x", 2**27)
     assert 1 <= in_fresh_process(peak_rise_bytes, call) / 2**27 < 1.1
-
-
-def test_tuning_the_allocator_is_said_or_not_done(monkeypatch: pytest.MonkeyPatch) -> None:
-    answer = in_fresh_process(tune_allocator)
-    assert answer.tuned == (platform.libc_ver()[0] == "glibc")
-    assert answer.detail.startswith("tuned (mallopt" if answer.tuned else "default (")
-    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
-    assert not tune_allocator().tuned
-    assert "no glibc" in tune_allocator().detail
 
 
 def test_machine_facts_are_plain_values() -> None:

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 import retnet
+from retnet.allocator import AllocatorAnswer
 from retnet.checkpoint import save_checkpoint
 from retnet.cli import main
 from retnet.commands import bench, convert, evaluate, generate, inspect, prepare, train
@@ -514,6 +515,19 @@ def test_train_then_generate(here: Path, capsys: pytest.CaptureFixture[str]) -> 
 
     assert main(["generate", "What", "--model", "run one", "--max_tokens", "20"]) == 0
     assert capsys.readouterr().out
+
+
+def test_allocator_is_tuned_on_request(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only then, and the run says so. Not really here: it would last for the tests that follow."""
+    monkeypatch.setattr(train, "tune_allocator", lambda: AllocatorAnswer(True, "tuned, one hopes"))
+    Path("text.txt").write_text(SENTENCE * 200)
+    training = ("train", "--train.data", "text.txt", *SMALL, "--train.steps", "1", "--train.out")
+    assert main([*training, "one"]) == 0
+    assert "allocator" not in capsys.readouterr().out
+    assert main([*training, "two", "--tune-allocator"]) == 0
+    assert "allocator: tuned, one hopes\n" in capsys.readouterr().out
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -17,6 +17,7 @@ PACKAGE = Path(retnet.__file__).parent
 
 # A room is a file or folder directly under retnet/. Each may import these, and what is below them.
 BELOW: dict[str, set[str]] = {
+    "allocator": set(),
     "config": set(),
     "ops": set(),
     "position": {"config", "ops"},
@@ -37,7 +38,7 @@ BELOW: dict[str, set[str]] = {
     "hf": {"checkpoint", "text", "data"},
     "serve": {"checkpoint", "text", "data"},
     "eval": {"checkpoint", "text", "score"},
-    "commands": {"bench", "train", "text", "hf", "serve", "eval"},
+    "commands": {"allocator", "bench", "train", "text", "hf", "serve", "eval"},
     "cli": {"commands"},
     "__main__": {"cli"},
 }

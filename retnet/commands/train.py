@@ -6,6 +6,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
+from retnet.allocator import tune_allocator
 from retnet.commands.flags import Command, Values, add_fields, group_values, naming_flags
 from retnet.commands.models import add_preset, model_config, require_memory
 from retnet.commands.terminal import showing_log
@@ -35,6 +36,11 @@ def _add_flags(parser: ArgumentParser) -> None:
         "there is no run, begin one"
     )
     parser.add_argument("--resume", action="store_true", help=text)
+    text = (
+        "have glibc keep freed memory instead of handing it back to the system: faster on CPUs, "
+        "for more memory (retnet/allocator.py)"
+    )
+    parser.add_argument("--tune_allocator", action="store_true", help=text)
     add_fields(
         parser,
         TrainConfig,
@@ -58,7 +64,9 @@ def _run(values: Values) -> int:
         model = model_config(values)
         parts = {name: group_values(values, name) for name in PARTS}
         run = TrainConfig.from_dict({**group_values(values, "train"), **parts})
-        return _train(model, run, resume=values["resume"])
+        return _train(
+            model, run, resume=values["resume"], with_tuned_allocator=values["tune_allocator"]
+        )
 
 
 def _settings_of_run(given: Values) -> dict[str, Any]:
@@ -81,7 +89,9 @@ def _settings_of_run(given: Values) -> dict[str, Any]:
     return settings
 
 
-def _train(model: ModelConfig, run: TrainConfig, *, resume: bool) -> int:
+def _train(
+    model: ModelConfig, run: TrainConfig, *, resume: bool, with_tuned_allocator: bool
+) -> int:
     from rich.console import Console
 
     from retnet.train.environment import find_device
@@ -90,6 +100,8 @@ def _train(model: ModelConfig, run: TrainConfig, *, resume: bool) -> int:
     if find_device(run.device).type == "cpu":
         require_memory(model, _BYTES_PER_PARAMETER)
     console = Console(highlight=False)
+    if with_tuned_allocator:
+        console.print(f"allocator: {tune_allocator().detail}", style="dim", soft_wrap=True)
     with showing_log(console):
         result = train(model, run, resume=resume, console=console)
     out = shlex.quote(str(result.out))
