@@ -38,9 +38,12 @@ class MultiScaleRetention(nn.Module):
         With score_norm "paper" the state has one more value column, of the sums of the decayed
         keys.
         """
-        q = rotate(self._heads(self.q_proj(x)), context.query_rotation, self.config.rotary_pairing)
-        k = rotate(self._heads(self.k_proj(x)), context.key_rotation, self.config.rotary_pairing)
-        v = self._heads(self.v_proj(x))
+        # By their size, not their number: a process may hold some of the heads.
+        keys, values = (-1, self.config.key_size), (-1, self.config.value_size)
+        q, k = (project(x).unflatten(-1, keys) for project in (self.q_proj, self.k_proj))
+        v = self.v_proj(x).unflatten(-1, values)
+        q = rotate(q, context.query_rotation, self.config.rotary_pairing)
+        k = rotate(k, context.key_rotation, self.config.rotary_pairing)
         if context.mask is not None:
             # Keys, not scores: a padded token must leave the state untouched.
             k, v = (y.masked_fill(~context.mask[..., None, None], 0) for y in (k, v))
@@ -51,10 +54,6 @@ class MultiScaleRetention(nn.Module):
         )
         y = self.head_norm(self._normalised(out, context.score_scale)).to(x.dtype)
         return self.out_proj(F.silu(self.g_proj(x)) * y.flatten(2)), state
-
-    def _heads(self, x: Tensor) -> Tensor:
-        """[B, T, H F] as [B, T, H, F]."""
-        return x.unflatten(-1, (self.config.num_heads, -1))
 
     def _normalised(self, out: Tensor, score_scale: Tensor | None) -> Tensor:
         """The retention outputs over the configured score norm (section 2.2), [B, T, H, V].

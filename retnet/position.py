@@ -45,6 +45,11 @@ class TokenContext:
         found = {name: getattr(self, name) for name in names}
         return replace(self, **{name: x.to(device) for name, x in found.items() if x is not None})
 
+    def for_heads(self, heads: slice) -> "TokenContext":
+        """The same for a layer that has only some of the heads."""
+        scale = None if self.score_scale is None else self.score_scale[:, :, heads]
+        return replace(self, log_decay=self.log_decay[heads], score_scale=scale)
+
 
 def log_decays(rule: DecayRule | Sequence[float], num_heads: int) -> Tensor:
     """log(gamma) of each head, [H] fp64 on the CPU (section 2.2, Eq. 8, and section 3.1)."""

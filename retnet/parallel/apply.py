@@ -5,12 +5,14 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from retnet.model import RetNet, RetNetState
 from retnet.ops import retention_chunkwise
 from retnet.ops.reference import accumulation_dtype
+from retnet.parallel.heads import split_heads_
 from retnet.parallel.sequence import SequenceSlice
 from retnet.parallel.world import World
 from retnet.position import Retention
@@ -139,17 +141,25 @@ class Distributed(nn.Module):
 def distribute(module: nn.Module, world: World) -> Distributed:
     """Spread a module over a world: applied from outside, once, before an optimizer is made.
 
+    Heads are split among the processes of a tensor group. Where each process then holds whole
+    weights, replicas exchange gradients by DDP, else by FSDP2.
+
     module: called as module(tokens, targets, segment_ids, state, retain=...) -> (loss, state), with
-        a RetNet as its attribute `model`; on the world's device, with the same weights everywhere.
+        a RetNet as its attribute `model`; in training mode, on the world's device, with the same
+        weights everywhere.
 
     Raises ValueError where heads or widths don't divide.
     """
     if world.size == 1:
         return Distributed(module, world)
-    if world.config.shard > 1:
-        _shard(module, world)
-        return Distributed(module, world)
-    return Distributed(_replicate(module), world)
+    assert world.weight_mesh is not None
+    if world.config.tensor == world.config.shard == 1:
+        return Distributed(_replicate(module), world)
+    if world.config.tensor > 1:
+        split_heads_(_model(module), world.weight_mesh["tensor"])
+    if world.config.tensor < world.size:
+        _shard(module, world.weight_mesh)
+    return Distributed(module, world)
 
 
 def _replicate(module: nn.Module) -> nn.Module:
@@ -164,11 +174,10 @@ def _replicate(module: nn.Module) -> nn.Module:
     return replicated
 
 
-def _shard(module: nn.Module, world: World) -> None:
+def _shard(module: nn.Module, weight_mesh: DeviceMesh) -> None:
     """A part of each weight on every process, gathered where it is used (FSDP2); in place."""
-    assert world.weight_mesh is not None
-    names = ("shard",) if world.weight_mesh["replicate"].size() == 1 else ("replicate", "shard")
-    mesh = world.weight_mesh[names]
+    names = ("shard",) if weight_mesh["replicate"].size() == 1 else ("replicate", "shard")
+    mesh = weight_mesh[names]
     for block in _model(module).backbone.layers:
         fully_shard(block, mesh=mesh)
     root = fully_shard(module, mesh=mesh)

@@ -57,5 +57,6 @@ def _groups(gradient: Tensor) -> tuple[dist.ProcessGroup, ...]:
         return ()
     mesh, placements = gradient.device_mesh, gradient.placements
     assert not any(placement.is_partial() for placement in placements), "a gradient is not summed"
-    sharded = [dim for dim, placement in enumerate(placements) if placement.is_shard()]
+    # Not is_shard: what is split twice along one dimension, heads and then shards, is none to it.
+    sharded = [dim for dim, placement in enumerate(placements) if not placement.is_replicate()]
     return tuple(mesh.get_group(dim) for dim in sharded if mesh.size(dim) > 1)

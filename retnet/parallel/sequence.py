@@ -168,4 +168,5 @@ def _gathered(x: Tensor, of: SequenceSlice) -> Tensor:
 
 def _mixed(weights: Tensor, states: Tensor) -> Tensor:
     """The sum of states [R+1, B, H, K, V] by weights [1 or B, H, R+1]: [B, H, K, V]."""
-    return torch.einsum("bhj,jbhkv->bhkv", weights.expand(states.shape[1], -1, -1), states)
+    # Not a product of matrices, which autocast would round.
+    return (weights.movedim(-1, 0)[..., None, None] * states).sum(dim=0)

@@ -59,7 +59,9 @@ class Run:
         weights = torch.Generator().manual_seed(0)
         module = NextTokenLoss(RetNet(model, generator=weights).to(dtype))
         self.module: Distributed = distribute(module, world)
-        config = OptimizerConfig(learning_rate=2e-3, weight_decay=0.1)
+        # A larger eps than AdamW's own: it divides by the size of gradients, and what is zero but
+        # for rounding, in whatever order it was summed, would become a step like any other.
+        config = OptimizerConfig(learning_rate=1e-3, weight_decay=0.1, eps=1e-6)
         self.optimizer = make_optimizer(self.module, config)
         self.norms: list[float] = []
 
@@ -70,6 +72,7 @@ class Run:
 
     def step(self, step: int, **options: Any) -> float:
         """One step of training; the loss over all processes."""
+        torch.manual_seed(1000 * step + self.world.token_rank)
         loss, _ = self.module(*own_rows(make_batch(step, **options), self.world))
         loss.backward()
         self.update()
