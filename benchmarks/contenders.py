@@ -166,16 +166,19 @@ def _torchscale(chunk_size: int, shape: Shape, dtype: torch.dtype) -> Operation:
 
 
 def _import_torchscale() -> tuple[Any, Any]:
-    """Its retention layer and its position table.
-
-    They import a function of timm that neither calls: a stand-in does where timm is absent.
-    """
-    if "timm" not in sys.modules and find_spec("timm") is None:
-        sys.modules.update(
-            {name: ModuleType(name) for name in ("timm", "timm.models", "timm.models.layers")}
-        )
-        vars(sys.modules["timm.models.layers"])["drop_path"] = lambda x, *_: x
+    """Its retention layer and its position table."""
+    stand_in_for_timm()
     from torchscale.architecture.retnet import RetNetRelPos
     from torchscale.component.multiscale_retention import MultiScaleRetention
 
     return MultiScaleRetention, RetNetRelPos
+
+
+def stand_in_for_timm() -> None:
+    """torchscale imports a function of timm that it does not call: an empty timm does."""
+    if "timm" in sys.modules or find_spec("timm") is not None:
+        return
+    sys.modules.update(
+        {name: ModuleType(name) for name in ("timm", "timm.models", "timm.models.layers")}
+    )
+    vars(sys.modules["timm.models.layers"])["drop_path"] = lambda x, *_: x

@@ -7,7 +7,7 @@ That is how a context of 32,768 tokens is timed without reading 32,768 tokens fi
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ from retnet.config import ModelConfig
 from retnet.generation import prefill, step
 from retnet.measure import dtype_name
 from retnet.model import RetNet, RetNetState
+
+if TYPE_CHECKING:
+    from transformers import LlamaConfig
 
 OURS, TRANSFORMER, LLAMA = "ours", "transformer, cache in place", "transformers' llama"
 ATTENTION_HEAD_SIZE = 64
@@ -135,20 +138,9 @@ def _transformer(config: ModelConfig, dtype: torch.dtype) -> Decoder:
 
 def _llama(config: ModelConfig, dtype: torch.dtype) -> Decoder:
     """What users of transformers get: its Llama, with a cache that grows by copying itself."""
-    from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+    from transformers import DynamicCache, LlamaForCausalLM
 
-    num_heads = _num_attention_heads(config)
-    sizes = LlamaConfig(
-        vocab_size=config.vocab_size,
-        hidden_size=config.d_model,
-        intermediate_size=round(8 * config.d_model / 3),
-        num_hidden_layers=config.num_layers,
-        num_attention_heads=num_heads,
-        num_key_value_heads=num_heads,
-        max_position_embeddings=2**17,
-        tie_word_embeddings=True,
-        attn_implementation="sdpa",
-    )
+    sizes, num_heads = llama_config(config), _num_attention_heads(config)
     model = LlamaForCausalLM(sizes).to(dtype).eval()
 
     def logits(tokens: Tensor, cache: Any) -> Tensor:
@@ -170,6 +162,24 @@ def _llama(config: ModelConfig, dtype: torch.dtype) -> Decoder:
         return logits(tokens, DynamicCache(config=sizes))
 
     return Decoder(LLAMA, dtype, model, read, begin)
+
+
+def llama_config(config: ModelConfig) -> "LlamaConfig":
+    """A Llama of as many parameters as the RetNet, with a tied head, attending by torch's sdpa."""
+    from transformers import LlamaConfig
+
+    num_heads = _num_attention_heads(config)
+    return LlamaConfig(
+        vocab_size=config.vocab_size,
+        hidden_size=config.d_model,
+        intermediate_size=round(8 * config.d_model / 3),
+        num_hidden_layers=config.num_layers,
+        num_attention_heads=num_heads,
+        num_key_value_heads=num_heads,
+        max_position_embeddings=2**17,
+        tie_word_embeddings=True,
+        attn_implementation="sdpa",
+    )
 
 
 def _num_attention_heads(config: ModelConfig) -> int:
