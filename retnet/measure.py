@@ -7,7 +7,6 @@ import ctypes
 import gc
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import time
@@ -107,6 +106,19 @@ def peak_rise_bytes(call: Callable[[], object]) -> int:
     return max(0, rise)
 
 
+def peak_memory_bytes(device: torch.device) -> int | None:
+    """The most memory in use so far: by torch on a GPU, else by this process.
+
+    None where the system does not tell, as on Windows.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        return _peak_resident_bytes()
+    except ImportError:
+        return None
+
+
 def in_fresh_process(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """`function(*args)` in a new Python process, which imports the function's module for it."""
     with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
@@ -134,8 +146,12 @@ def _resident_bytes() -> int:
 def _peak_resident_bytes() -> int:
     # Not getrusage where there is /proc: its peak starts at that of the process that started us.
     found = _proc_status_bytes("VmHWM")
+    if found is not None:
+        return found
+    import resource  # Windows has none
+
     unit = 1 if platform.system() == "Darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit if found is None else found
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _proc_status_bytes(key: str) -> int | None:

@@ -32,7 +32,7 @@ BELOW: dict[str, set[str]] = {
     "text": {"generation"},
     "data": set(),
     "score": {"model", "loss", "data"},
-    "train": {"checkpoint", "parallel", "score", "text"},
+    "train": {"checkpoint", "parallel", "score", "text", "measure"},
     "measure": set(),
     "bench": {"generation", "measure"},
     "hf": {"checkpoint", "text", "data"},

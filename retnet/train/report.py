@@ -1,23 +1,34 @@
 """What a person sees of a run: a live bar on a terminal, a line now and then elsewhere."""
 
 import time
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.segment import Segment
+from rich.table import Column
 
 _LINE_EVERY_S = 10.0
+_GAP = "  "
 
 
 class Measurement(NamedTuple):
-    """Where a run is. num_steps and left_s are None while its length is still being measured."""
+    """Where a run is. num_steps and left_s are None while its length is still being measured.
+
+    memory_bytes: the most that this process has held, on the GPU where it computes on one; None
+        where the system doesn't tell.
+    """
 
     step: int
     num_steps: int | None
     loss_nats: float
     bits_per_byte: float
+    learning_rate: float
+    gradient_norm: float
     tokens_per_s: float
+    memory_bytes: int | None
     left_s: float | None
 
 
@@ -26,15 +37,8 @@ class Reporter:
 
     def __init__(self, console: Console | None) -> None:
         self.console = Console(quiet=True) if console is None else console
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
-            TextColumn("{task.fields[status]}"),
-            console=self.console,
-            disable=not self.console.is_terminal,
-            transient=True,
-        )
-        self._training: TaskID = self._progress.add_task("training", total=None, status="")
+        self._progress = _Progress(self.console)
+        self._training: TaskID = self._progress.add_task("training", total=None, left="", done="")
         self._last_line_s = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -51,35 +55,102 @@ class Reporter:
 
     def line(self, text: str) -> None:
         """Print one line, above the bar where there is one."""
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        encoding = self.console.encoding
+        writable = text.encode(encoding, "backslashreplace").decode(encoding)
+        self.console.print(writable, highlight=False, markup=False, soft_wrap=True)
         self._last_line_s = time.monotonic()
 
+    def stepped(self, step: int, num_steps: int | None) -> None:
+        """Move the bar: so many steps are done."""
+        done = f"{step:,}" if num_steps is None else f"{step:,}/{num_steps:,}"
+        self._progress.update(self._training, completed=step, total=num_steps, done=done)
+
     def measured(self, now: Measurement) -> None:
-        """Show where the run is: in the bar, or as a line if none came for some seconds."""
-        status = _status(now)
-        self._progress.update(
-            self._training, completed=now.step, total=now.num_steps, status=status
-        )
+        """Show where the run is: under the bar, or as a line if none came for some seconds."""
+        figures, left = _figures(now), _left(now)
+        self.stepped(now.step, now.num_steps)
+        self._progress.show(figures)
+        self._progress.update(self._training, left=left)
         if self._progress.disable and time.monotonic() - self._last_line_s >= _LINE_EVERY_S:
-            self.line(f"step {now.step:,}: {status}")
+            step = f"step {now.step:,}" + (f"/{now.num_steps:,}" if now.num_steps else "")
+            self.line(f"{step}: {_GAP.join([*figures, left])}")
 
-    def validating(self, num_bytes: int) -> TaskID:
-        """Show a bar of a validation's bytes; `validated` moves it, `validation_ended` ends it."""
-        return self._progress.add_task("validating", total=num_bytes, status="")
+    def sampled(self, step: int, prompt: str, text: str) -> None:
+        """Show how the model continues a prompt, in one line whatever it writes."""
+        self.line(f"step {step:,}: {prompt!r} goes on {text!r}")
 
-    def validated(self, validation: TaskID, num_bytes: int) -> None:
-        """Some more bytes were read."""
-        self._progress.advance(validation, num_bytes)
+    def validating(self, num_tokens: int) -> TaskID:
+        """Show a bar of a validation; `validated` moves it, `validation_ended` ends it."""
+        return self._progress.add_task("validating", total=num_tokens, left="", done="0 %")
+
+    def validated(self, validation: TaskID, num_tokens: int) -> None:
+        """Some more tokens were read."""
+        self._progress.advance(validation, num_tokens)
+        task = next(task for task in self._progress.tasks if task.id == validation)
+        self._progress.update(validation, done=f"{task.percentage:.0f} %")
 
     def validation_ended(self, validation: TaskID) -> None:
         """Take a validation's bar away."""
         self._progress.remove_task(validation)
 
 
-def _status(now: Measurement) -> str:
-    left = "measuring the speed" if now.left_s is None else f"{_minutes(now.left_s)} left"
-    losses = f"loss {now.loss_nats:.3f}  {now.bits_per_byte:.3f} bits per byte"
-    return f"{losses}  {now.tokens_per_s:,.0f} tokens/s  {left}"
+class _Progress(Progress):
+    """Bars, and below them a line of figures."""
+
+    def __init__(self, console: Console) -> None:
+        self._figures = _Figures(())
+        whole = Column(no_wrap=True)
+        super().__init__(
+            TextColumn("{task.description}", table_column=whole),
+            BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=4)),
+            TextColumn("{task.fields[done]}", table_column=whole),
+            TextColumn(" {task.fields[left]}", table_column=whole),
+            console=console,
+            disable=not console.is_interactive,
+            transient=True,
+            expand=True,
+        )
+
+    def show(self, figures: Sequence[str]) -> None:
+        """Have other figures below the bars."""
+        self._figures = _Figures(figures)
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """What is drawn, from the top."""
+        yield from super().get_renderables()
+        yield self._figures
+
+
+class _Figures:
+    """As many figures as there is room for in a line; the first matter most."""
+
+    def __init__(self, figures: Sequence[str]) -> None:
+        self._figures = figures
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        shown = list(self._figures)
+        while len(_GAP.join(shown)) > options.max_width:
+            shown.pop()
+        if shown:
+            yield Segment(_GAP.join(shown))
+
+
+def _figures(now: Measurement) -> list[str]:
+    """What was measured, the most telling first: for most runs they fit into 80 columns."""
+    figures = [
+        f"loss {now.loss_nats:.3f}",
+        f"{now.bits_per_byte:.3f} bits/byte",
+        f"{now.tokens_per_s:,.0f} tokens/s",
+        f"lr {now.learning_rate:.2e}",
+        f"grad {now.gradient_norm:.2f}",
+    ]
+    if now.memory_bytes is not None:
+        figures.append(f"{now.memory_bytes / 1e9:.2f} GB")
+    return figures
+
+
+def _left(now: Measurement) -> str:
+    return "measuring the speed" if now.left_s is None else f"{_minutes(now.left_s)} left"
 
 
 def _minutes(seconds: float) -> str:
