@@ -94,6 +94,10 @@ class LogConfig:
         _require_count("sample_tokens", self.sample_tokens, 1)
         for name in ("tensorboard", "norms"):
             _require_switch(name, getattr(self, name))
+        _require(
+            self.sample is None or isinstance(self.sample, str),
+            f"sample must be a text or None, got {self.sample!r}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,9 @@ from retnet.train.errors import TrainingError
 
 RUN_FILE = "run.json"
 
+# Kinds of records that come with a validation.
+_OF_A_VALIDATION = ("validation", "norms", "sample")
+
 
 class RunFolder:
     """Where one run writes.
@@ -89,7 +92,7 @@ class RunFolder:
         """Take out of the metrics what a run that goes on from a step will record again: what came
         after it, and after the last validation that it knows of.
         """
-        last = {"validation": validated_step}
+        last = dict.fromkeys(_OF_A_VALIDATION, validated_step)
         text = self.metrics.read_text(encoding="utf-8") if self.metrics.exists() else ""
         kept = []
         for line in text.splitlines():
@@ -112,6 +115,13 @@ class RunFolder:
     def save_best(self, model: RetNet, tokenizer: Tokenizer) -> None:
         """Save the model as the best so far."""
         save_checkpoint(self.best, model, tokenizer)
+
+
+def read_records(metrics: Path) -> list[dict[str, Any]]:
+    """All records in a file of metrics; none where there is none."""
+    text = metrics.read_text(encoding="utf-8", errors="replace") if metrics.exists() else ""
+    found = (_record(line) for line in text.splitlines())
+    return [record for record in found if record is not None]
 
 
 def _record(line: str) -> dict[str, Any] | None:

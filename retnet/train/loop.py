@@ -23,6 +23,7 @@ from retnet.train.learner import Learner
 from retnet.train.lock import locked
 from retnet.train.pace import Pace
 from retnet.train.precision import choose_precision
+from retnet.train.records import Records, require_tensorboard
 from retnet.train.report import Reporter
 from retnet.train.run import Run
 
@@ -75,14 +76,17 @@ def train(
     configuration on the same data; where there is none, begin.
     """
     started_s = time.monotonic()
+    if config.log.tensorboard:
+        require_tensorboard()
+    folder = RunFolder(config.out)
     with (
         join(config.parallel, find_device(config.device)) as world,
         threads(config.threads),
         separate_randomness(world.device),
+        Records(folder, tensorboard=config.log.tensorboard) as records,
         Reporter(console if world.is_main else None) as reporter,
         stop_on_signals(with_parent=world.size > 1) as stop,
     ):
-        folder = RunFolder(config.out)
         if not resume and world.is_main:
             folder.require_free()
         world.barrier()
@@ -103,6 +107,7 @@ def train(
             data=data,
             learner=_learner(model_config, config, data, world),
             folder=folder,
+            records=records,
             reporter=reporter,
             stop=stop,
             pace=Pace(config, data.validation_bytes),

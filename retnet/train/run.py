@@ -9,6 +9,8 @@ from typing import Any
 import torch
 
 from retnet.data.tokens import TokenData, TokenDocument
+from retnet.measure import peak_memory_bytes
+from retnet.model import RetNet
 from retnet.parallel.tensors import local
 from retnet.parallel.world import World
 from retnet.score import Score, score_tokens
@@ -19,8 +21,10 @@ from retnet.train.folder import RunFolder
 from retnet.train.interrupt import Stop
 from retnet.train.learner import Learner
 from retnet.train.meter import Meter
+from retnet.train.observe import Observer
 from retnet.train.pace import VALIDATIONS_A_RUN, Pace
-from retnet.train.plot import plot_metrics
+from retnet.train.plot import plot_losses
+from retnet.train.records import Records
 from retnet.train.report import Measurement, Reporter
 
 SAVE_EVERY_S = 600.0
@@ -44,6 +48,7 @@ class Run:
         data: TokenData,
         learner: Learner,
         folder: RunFolder,
+        records: Records,
         reporter: Reporter,
         stop: Stop,
         pace: Pace,
@@ -51,7 +56,8 @@ class Run:
         started_s: float,
     ) -> None:
         self.config, self.data, self.learner, self.folder = config, data, learner, folder
-        self.reporter, self.stop, self.pace, self.world = reporter, stop, pace, world
+        self.records, self.reporter = records, reporter
+        self.stop, self.pace, self.world = stop, pace, world
         self.checkpoints = Checkpoints(folder.checkpoints, world, config.keep)
         self.meter = Meter()
         self.saved_step: int | None = None
@@ -61,6 +67,7 @@ class Run:
         self._is_stopped = False
         self._validated_step = 0
         self._excerpt = data.excerpt(config.validation_bytes)
+        self._observer = Observer(config=config, data=data, documents=self._excerpt)
 
     @property
     def step(self) -> int:
@@ -95,6 +102,7 @@ class Run:
             self.learner.start_from(0)
             if self.world.is_main and goes_on:
                 self.folder.forget_after(-1, validated_step=-1)
+            self._begin_records()
             self._introduce()
             return
         progress = read_progress(newest)
@@ -109,12 +117,14 @@ class Run:
             self.checkpoints.remove_leftovers()
             self.folder.remove_leftovers()
             self.folder.forget_after(self.step, validated_step=self._validated_step)
+        self._begin_records()
         self.reporter.line(f"going on after step {self.step:,}, from {newest}")
 
     def train(self) -> None:
         """Steps, measurements and validations, until the last step or a signal."""
         self.meter.restart_clock()
         while True:
+            self.reporter.stepped(self.step, self.num_steps)
             if self._is_validation_due():
                 self._measure()
                 self._validate(self._excerpt)
@@ -189,19 +199,28 @@ class Run:
         tokens_per_s = self.config.tokens_per_step / interval.step_s
         left_s = None if self.num_steps is None else (self.num_steps - self.step) * interval.step_s
         bits = interval.loss_nats / log(2) * len(self.data.train) / self.data.train_bytes
-        rate = self.learner.optimizer.param_groups[0]["lr"]
-        self.reporter.measured(
-            Measurement(self.step, self.num_steps, interval.loss_nats, bits, tokens_per_s, left_s)
+        now = Measurement(
+            step=self.step,
+            num_steps=self.num_steps,
+            loss_nats=interval.loss_nats,
+            bits_per_byte=bits,
+            learning_rate=self.learner.optimizer.param_groups[0]["lr"],
+            gradient_norm=interval.gradient_norm,
+            tokens_per_s=tokens_per_s,
+            memory_bytes=peak_memory_bytes(self.world.device),
+            left_s=left_s,
         )
+        self.reporter.measured(now)
         self._record(
             "train",
             {
-                "loss_nats": interval.loss_nats,
-                "bits_per_byte": bits,
-                "lr": rate,
-                "grad_norm": interval.gradient_norm,
-                "tokens_per_s": round(tokens_per_s, 1),
-                "num_steps": self.num_steps,
+                "loss_nats": now.loss_nats,
+                "bits_per_byte": now.bits_per_byte,
+                "lr": now.learning_rate,
+                "grad_norm": now.gradient_norm,
+                "tokens_per_s": round(now.tokens_per_s, 1),
+                "memory_bytes": now.memory_bytes,
+                "num_steps": now.num_steps,
             },
         )
         self._set_pace()
@@ -248,7 +267,7 @@ class Run:
         self._record(
             "validation",
             {
-                "loss_nats": bits * log(2),
+                "loss_nats": score.total_nats / sum(len(document.ids) for document in documents),
                 "bits_per_byte": bits,
                 "bytes": score.total_bytes,
                 "whole": is_whole,
@@ -257,12 +276,30 @@ class Run:
         amount = "everything" if is_whole else megabytes(score.total_bytes)
         self.reporter.line(f"step {self.step:,}: {bits:.3f} bits per byte on {amount} held out")
         self._validated_step = self.step
-        if documents is self._excerpt and (self.best_bits is None or bits < self.best_bits):
-            self.best_bits = bits
-            model = self.learner.whole_model()
-            if self.world.is_main:
-                self.folder.save_best(model, self.data.tokenizer)
+        if documents is self._excerpt:
+            self._after_validation(bits)
         return bits
+
+    def _after_validation(self, bits: float) -> None:
+        """Keep the model if it is the best so far; look at it where that was asked for."""
+        is_best = self.best_bits is None or bits < self.best_bits
+        if not is_best and not self._observer.is_wanted:
+            return
+        model = self.learner.whole_model()
+        if is_best:
+            self.best_bits = bits
+        if self.world.is_main and is_best:
+            self.folder.save_best(model, self.data.tokenizer)
+        if self.world.is_main and self._observer.is_wanted:
+            self._observe(model)
+        self.meter.restart_clock()
+
+    def _observe(self, model: RetNet) -> None:
+        with self.learner.evaluating():
+            for kind, values in self._observer.observe(model, self.world.device, self.stop):
+                self._record(kind, values)
+                if kind == "sample":
+                    self.reporter.sampled(self.step, **values)
 
     def _score(self, documents: Sequence[TokenDocument]) -> Score | None:
         piece_size = min(1024, max(256, self.config.context))
@@ -299,7 +336,11 @@ class Run:
             "tokens": self.num_tokens,
             "elapsed_s": round(self.elapsed_s, 3),
         }
-        self.folder.record({"kind": kind, **where, **values})
+        self.records.write({"kind": kind, **where, **values})
+
+    def _begin_records(self) -> None:
+        if self.world.is_main:
+            self.records.begin(self.elapsed_s)
 
     def _introduce(self) -> None:
         data, model, precision = self.data, self.learner.model, self.learner.precision
@@ -326,7 +367,7 @@ class Run:
 
     def _plot(self) -> None:
         try:
-            plot_metrics(self.folder.metrics, self.folder.plot)
+            plot_losses([self.folder.path], self.folder.plot)
         except (ImportError, OSError, ValueError) as error:  # a run is worth more than its picture
             _logger.warning("no plot: %s", error)
 

@@ -57,6 +57,7 @@ def test_the_length_is_steps_or_minutes() -> None:
             r"betas must be two numbers in \[0, 1\), got",
         ),
         ({"optimizer": {"betas": (0.9,)}}, "betas must be two numbers"),
+        ({"log": {"sample": 3}}, "sample must be a text or None, got 3"),
         ({"optimizer": {"learning_rate": 1e3}}, "learning_rate must be at most 1, got 1000.0"),
         ({"optimizer": {"schedule": "liner"}}, "got 'liner'; did you mean 'linear'"),
         ({"optimizer": {"final_share": 2}}, r"final_share must be a number in \[0, 1\], got 2"),

@@ -85,15 +85,19 @@ def test_a_file_of_something_else_is_no_run(tmp_path: Path, text: str) -> None:
 
 
 def test_what_will_be_recorded_again_is_forgotten(tmp_path: Path) -> None:
-    """Half a line too, which a kill may leave, and a validation that is to be repeated."""
+    """Half a line too, which a kill may leave, and a validation that is to be repeated, with what
+    came of it.
+    """
     folder = RunFolder(tmp_path)
     kept = [
         {"kind": "start", "step": 0},
         {"kind": "train", "step": 4},
         {"kind": "validation", "step": 4},
+        {"kind": "norms", "step": 4},
         {"kind": "train", "step": 8},
     ]
-    for record in (*kept, {"kind": "validation", "step": 8}, {"kind": "train", "step": 9}):
+    of_the_validation = [{"kind": kind, "step": 8} for kind in ("validation", "norms", "sample")]
+    for record in (*kept, *of_the_validation, {"kind": "train", "step": 9}):
         folder.record(record)
     with folder.metrics.open("a") as file:
         file.write('{"kind": "tra')
