@@ -1,5 +1,6 @@
 """`retnet train`."""
 
+import os
 import shlex
 from dataclasses import fields
 from typing import Any
@@ -99,7 +100,8 @@ def _train(
 
     if find_device(run.device).type == "cpu":
         require_memory(model, _BYTES_PER_PARAMETER)
-    console = Console(highlight=False)
+    is_first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
+    console = Console(highlight=False, quiet=not is_first)
     if with_tuned_allocator:
         console.print(f"allocator: {tune_allocator().detail}", style="dim", soft_wrap=True)
     with showing_log(console):

@@ -5,6 +5,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 from typing import Any
@@ -146,3 +148,37 @@ def test_compiled_layers_are_not_compiled_again(data: Path, tmp_path: Path) -> N
     for layer in model.backbone.layers:
         layer.compile(backend=refuse)
     assert observe(config, data, model, Stop()) == expected
+
+
+@pytest.mark.slow
+def test_several_processes_look_at_the_whole_model(data: Path, tmp_path: Path) -> None:
+    """Each keeps half of every weight; the first one alone looks, writes and shows."""
+    flags = ["--train.steps", "4", "--train.data", data, "--train.context", "32"]
+    flags += ["--train.precision", "fp32", "--train.validation_bytes", "1000"]
+    flags += ["--log.norms", "true", "--log.sample", "def ", "--log.sample_tokens", "10"]
+    flags += ["--model.d_model", "32", "--model.num_layers", "1", "--train.device", "cpu"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for name, start, more in (
+        ("alone", [], []),
+        ("shards", torchrun, ["--parallel.shard", "2"]),
+    ):
+        command = [sys.executable, *start, "-m", "retnet", "train", *flags, *more]
+        command += ["--train.out", tmp_path / name]
+        done = subprocess.run(
+            list(map(str, command)),
+            stdout=subprocess.PIPE,
+            text=True,
+            timeout=120,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        assert done.returncode == 0
+        assert done.stdout.count("Write with it:") == 1
+    alone, shards = (of_kind(tmp_path / name, *OF_OBSERVATIONS) for name in ("alone", "shards"))
+    assert [record["kind"] for record in shards] == ["norms", "sample"] * 4
+    for record, expected in zip(shards, alone, strict=True):
+        assert record.get("text") == expected.get("text")
+        for what in ("outputs", "states"):
+            for heads, expected_heads in zip(
+                record.get(what, []), expected.get(what, []), strict=True
+            ):
+                assert heads == pytest.approx(expected_heads, rel=1e-3)
