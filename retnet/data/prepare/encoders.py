@@ -64,7 +64,8 @@ class PretrainedEncoder:
     def __init__(self, tokenizer: PretrainedTokenizer) -> None:
         if tokenizer.eos_id is None:
             raise ValueError(
-                "the tokenizer's files name no token that ends a text; pass it as eos_token"
+                "the tokenizer's files name no token that ends a text, or one that it has not; "
+                "pass one of its tokens as eos_token"
             )
         self._tokenizer = tokenizer
         self.vocab_size = tokenizer.vocab_size
@@ -103,7 +104,7 @@ def _parts(text: bytes) -> list[bytes]:
     parts = []
     start = 0
     while len(text) - start > _LONGEST_TEXT_BYTES:
-        stop = cut_before(text, start + _LONGEST_TEXT_BYTES)
+        stop = cut_before(text, start + _LONGEST_TEXT_BYTES, after=start)
         parts.append(text[start:stop])
         start = stop
     return [*parts, text[start:]]

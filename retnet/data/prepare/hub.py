@@ -117,19 +117,17 @@ def open_hub(source: str, split: str, field: str) -> HubInput:
 
 
 def _name_and_config(place: str) -> tuple[str, str | None]:
-    if Path(place).exists():
+    if place and Path(place).exists():
         return place, None
-    parts = place.split("/")
-    if len(parts) == 3:
-        return "/".join(parts[:2]), parts[2]
     folder, _, last = place.rpartition("/")
-    if Path(folder).is_dir() and folder:
+    if folder and Path(folder).is_dir():
         return folder, last
+    parts = place.split("/")
     if len(parts) > 3 or not all(parts):
         raise ValueError(
             f"{PREFIX}{place} must be {PREFIX}OWNER/NAME or {PREFIX}OWNER/NAME/CONFIG, or a folder"
         )
-    return place, None
+    return "/".join(parts[:2]), parts[2] if len(parts) == 3 else None
 
 
 def _builder(name: str, config: str | None) -> Any:

@@ -32,12 +32,12 @@ class Workshop:
     Attributes:
         directory: where parts are written and recorded.
         encoder: makes ids.
-        held_out: keys of the documents that are held out by another unit, and so are left out.
+        left_out: keys of documents that are not prepared: other units have held them out.
     """
 
     directory: Path
     encoder: Encoder
-    held_out: frozenset[bytes]
+    left_out: frozenset[bytes] = frozenset()
 
 
 def do_unit(unit: Unit, workshop: Workshop, advance: Advance) -> tuple[Part, ...]:
@@ -59,7 +59,7 @@ class _PartWriter:
     """Writes one part."""
 
     def __init__(self, unit: Unit, workshop: Workshop, done: Sequence[Part]) -> None:
-        self._rule, self._left_out = unit.rule, workshop.held_out
+        self._rule, self._left_out = unit.rule, workshop.left_out
         self._most_bytes, self._ends_unit = unit.part_bytes, False
         if unit.most_bytes is not None:
             left = unit.most_bytes - sum(part.num_bytes for part in done)

@@ -88,17 +88,16 @@ class Assembly:
         self._begin(True)
 
 
-def cut_before(text: bytes, place: int) -> int:
+def cut_before(text: bytes, place: int, *, after: int = 0) -> int:
     """Where to cut a text in two, at or a little before `place`, and never inside a character.
 
     Tokenizers read a line's end between two printed characters apart from what follows it: there
-    the two parts have the tokens of the whole. The cut is there if such an end is near.
+    the two parts have the tokens of the whole. The cut is there if such an end is near, and beyond
+    `after`.
     """
-    start = max(0, place - WINDOW_BYTES)
+    start = max(after, place - WINDOW_BYTES)
     ends = [match.end() for match in _LINE_END.finditer(text, start, place)]
-    if ends:
-        return ends[-1]
-    return character_start(text, place)
+    return ends[-1] if ends else character_start(text, place)
 
 
 def first_cut(window: bytes, place: int) -> int:

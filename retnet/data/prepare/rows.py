@@ -123,7 +123,8 @@ def _open(path: Path) -> Any:
     try:
         return pq.ParquetFile(path)
     except pa.ArrowException as error:
-        raise BadTextError(f"{path} is no parquet file, or damaged: {error}") from error
+        reason = " ".join(str(error).split())
+        raise BadTextError(f"{path} is no parquet file, or damaged: {reason}") from error
 
 
 def _columns(rows: RowsInput, group: int) -> Iterator[Any]:
@@ -136,8 +137,9 @@ def _columns(rows: RowsInput, group: int) -> Iterator[Any]:
             for batch in batches:
                 yield batch.column(0)
         except (pa.ArrowException, OSError) as error:
+            reason = " ".join(str(error).split())
             raise BadTextError(
-                f"{rows.path}, row group {group} is damaged: {error}; copy it anew"
+                f"{rows.path}, row group {group} is damaged: {reason}; copy it anew"
             ) from error
 
 

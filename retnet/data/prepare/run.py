@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from retnet.data.prepare.config import PrepareConfig
-from retnet.data.prepare.encoders import load_encoder
 from retnet.data.prepare.finish import again_name, limited, parts_of, publish, to_divide_anew
 from retnet.data.prepare.folder import WorkFolder
 from retnet.data.prepare.inputs import Input
@@ -17,7 +16,7 @@ from retnet.data.prepare.plan import Plan, make_plan
 from retnet.data.prepare.sources import Finder, digest, make_division
 from retnet.data.prepare.tokenizing import find_tokenizer, train_tokenizer, write_tokenizer
 from retnet.data.prepare.units import Part, Unit
-from retnet.data.prepare.workers import Crew, do_units
+from retnet.data.prepare.workers import Crew
 from retnet.data.shards import Header
 from retnet.data.tokenizer import TOKENIZER_FILE
 
@@ -116,22 +115,20 @@ def _provide_tokenizer(
 def _prepare(
     config: PrepareConfig, work: WorkFolder, plan: Plan, report: Report, source: dict[str, Any]
 ) -> Header:
-    encoder = load_encoder(work.tokenizer)
-    workers = config.workers or available_cores()
-    crew = Crew(workers=workers, directory=work.path, tokenizer=work.tokenizer)
     reading = _Reading(report, [*plan.validation, *plan.train])
-    validation = _done(plan.validation, work, crew, reading)
-    keys = (key for part in parts_of(validation) for key in part.keys)
-    crew = replace(crew, held_out=frozenset(map(bytes.fromhex, keys)))
-    train = _done(plan.train, work, crew, reading, config.max_bytes)
-    train = limited(train, config.max_bytes)
-    if not validation and train:
-        anew = to_divide_anew(train)
-        reading = _Reading(report, anew, stage="dividing anew")
-        again = {unit.name: unit for unit in _done(anew, work, crew, reading)}
-        train = tuple(again.get(again_name(unit), unit) for unit in train)
+    with Crew(config.workers or available_cores(), work.path, work.tokenizer) as crew:
+        validation = _done(plan.validation, work, crew, reading)
+        keys = (key for part in parts_of(validation) for key in part.keys)
+        crew.leave_out(frozenset(map(bytes.fromhex, keys)))
+        train = _done(plan.train, work, crew, reading, config.max_bytes)
+        train = limited(train, config.max_bytes)
+        if not validation and train:
+            anew = to_divide_anew(train)
+            reading = _Reading(report, anew, stage="dividing anew")
+            again = {unit.name: unit for unit in _done(anew, work, crew, reading)}
+            train = tuple(again.get(again_name(unit), unit) for unit in train)
     report(Progress("putting the shards in their places", 0, None))
-    return publish(work, train, validation, encoder, source)
+    return publish(work, train, validation, crew.encoder, source)
 
 
 def _done(
@@ -148,19 +145,20 @@ def _done(
         if unit.is_done:
             reading.skip(unit)
 
-    def is_enough(unit: Unit | None = None, done: tuple[Part, ...] = ()) -> bool:
-        if unit is not None:
-            parts[unit.name] = done
-            reading.end(unit)
+    def is_enough() -> bool:
         if most_bytes is None:
             return False
-        first = takewhile(lambda each: each.name in parts, units)
-        text = sum(part.num_bytes for each in first for part in parts[each.name])
+        first = takewhile(lambda unit: unit.name in parts, units)
+        text = sum(part.num_bytes for unit in first for part in parts[unit.name])
         return text >= most_bytes
 
+    def end(unit: Unit, done: tuple[Part, ...]) -> bool:
+        parts[unit.name] = done
+        reading.end(unit)
+        return is_enough()
+
     if not is_enough():
-        todo = [unit for unit in found if not unit.is_done]
-        do_units(todo, crew, reading.advance, is_enough)
+        crew.do([unit for unit in found if not unit.is_done], reading.advance, end)
     return tuple(replace(unit, done=parts.get(unit.name, ())) for unit in units)
 
 

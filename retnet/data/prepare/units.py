@@ -96,6 +96,8 @@ class Part:
         values: dict[str, Any] = json.loads(text)
         for name in ("train", "held_out"):
             values[name] = None if values[name] is None else Shard(**values[name])
+        for name in ("smallest", "longest"):
+            values[name] = None if values[name] is None else tuple(values[name])
         return cls(**values)
 
 

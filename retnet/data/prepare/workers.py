@@ -7,15 +7,15 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from retnet.data.prepare.encoders import load_encoder
+from retnet.data.prepare.encoders import Encoder, load_encoder
 from retnet.data.prepare.parts import Workshop, do_unit
 from retnet.data.prepare.units import Part, Unit
 
@@ -27,45 +27,71 @@ Advance = Callable[[Unit, int], object]
 Done = Callable[[Unit, tuple[Part, ...]], bool]
 
 
-@dataclass(frozen=True, kw_only=True)
 class Crew:
-    """Who does units.
+    """Who does units: this process, or others, which are started when there is work for two.
 
-    Attributes:
-        workers: the number of processes.
-        directory: where parts are written.
-        tokenizer: the folder of the tokenizer.
-        held_out: keys of documents that are left out.
+    Use it in a `with`, after which no other process is left. num_workers: how many there may be;
+    directory: where parts are written; tokenizer: the folder of the tokenizer.
     """
 
-    workers: int
-    directory: Path
-    tokenizer: Path
-    held_out: frozenset[bytes] = frozenset()
+    def __init__(self, num_workers: int, directory: Path, tokenizer: Path) -> None:
+        self._num_workers, self._tokenizer = num_workers, tokenizer
+        self._workshop = Workshop(directory=directory, encoder=load_encoder(tokenizer))
+        self._workers: list[_Worker] = []
 
-    def workshop(self) -> Workshop:
-        """What one process works with."""
-        encoder = load_encoder(self.tokenizer)
-        return Workshop(directory=self.directory, encoder=encoder, held_out=self.held_out)
+    def __enter__(self) -> Self:
+        return self
 
+    def __exit__(self, *error: object) -> None:
+        self._stop(at_once=any(error))
 
-def do_units(units: Sequence[Unit], crew: Crew, advance: Advance, done: Done) -> None:
-    """Do units, begun in their order. Raises what went wrong in one; then the others stop too."""
-    count = min(crew.workers, len(units))
-    if count > 1:
-        with _started(count, crew) as workers:
-            _share(deque(units), workers, advance, done)
-        return
-    workshop = crew.workshop() if units else None
-    for unit in units:
-        assert workshop is not None
-        parts = do_unit(unit, workshop, partial(advance, unit))
-        if done(unit, parts):
+    @property
+    def encoder(self) -> Encoder:
+        """What all use."""
+        return self._workshop.encoder
+
+    def leave_out(self, keys: frozenset[bytes]) -> None:
+        """Let no unit from here on contain documents with these keys."""
+        self._workshop = replace(self._workshop, left_out=keys)
+        for worker in self._workers:
+            worker.send(keys)
+
+    def do(self, units: Sequence[Unit], advance: Advance, done: Done) -> None:
+        """Do units, begun in their order. Raises what went wrong in one."""
+        count = min(self._num_workers, len(units))
+        if count > 1:
+            self._start(count)
+            if _share(deque(units), self._workers, advance, done):
+                self._stop(at_once=True)
             return
+        for unit in units:
+            if done(unit, do_unit(unit, self._workshop, partial(advance, unit))):
+                return
+
+    def _start(self, count: int) -> None:
+        """Have at least so many processes."""
+        with _without_interrupts():
+            while len(self._workers) < count:
+                worker = _start(self._workshop.directory, self._tokenizer)
+                self._workers.append(worker)
+                worker.send(self._workshop.left_out)
+
+    def _stop(self, *, at_once: bool) -> None:
+        """End all processes, whether they are done or not."""
+        for worker in self._workers:
+            worker.connection.close()
+            if at_once:
+                worker.process.terminate()
+        for worker in self._workers:
+            worker.process.join()
+        self._workers.clear()
 
 
-def _share(units: deque[Unit], workers: "list[_Worker]", advance: Advance, done: Done) -> None:
-    """Give each worker a unit, and another whenever it is done with one."""
+def _share(units: deque[Unit], workers: "Sequence[_Worker]", advance: Advance, done: Done) -> bool:
+    """Give each worker a unit, and another whenever it is done with one.
+
+    Returns whether that ended before all were done.
+    """
     busy: dict[Any, tuple[_Worker, Unit]] = {}
     for worker in workers[: len(units)]:
         busy[worker.connection] = (worker, worker.give(units.popleft()))
@@ -80,9 +106,10 @@ def _share(units: deque[Unit], workers: "list[_Worker]", advance: Advance, done:
                 continue
             del busy[connection]
             if done(unit, message):
-                return
+                return True
             if units:
                 busy[connection] = (worker, worker.give(units.popleft()))
+    return False
 
 
 @dataclass(frozen=True)
@@ -92,10 +119,14 @@ class _Worker:
     process: SpawnProcess
     connection: Any
 
+    def send(self, message: Any) -> None:
+        """Tell it something."""
+        with suppress(BrokenPipeError):  # `receive` tells more
+            self.connection.send(message)
+
     def give(self, unit: Unit) -> Unit:
         """Let it do a unit."""
-        with suppress(BrokenPipeError):  # `receive` tells more
-            self.connection.send(unit)
+        self.send(unit)
         return unit
 
     def receive(self) -> Any:
@@ -110,28 +141,11 @@ class _Worker:
             )
 
 
-@contextmanager
-def _started(count: int, crew: Crew) -> Iterator[list[_Worker]]:
-    """Processes that wait for units; they end with the context."""
-    workers: list[_Worker] = []
-    try:
-        with _without_interrupts():
-            for _ in range(count):
-                workers.append(_start(crew))
-        yield workers
-    finally:
-        for worker in workers:
-            worker.process.terminate()
-        for worker in workers:
-            worker.process.join()
-            worker.connection.close()
-
-
-def _start(crew: Crew) -> _Worker:
+def _start(directory: Path, tokenizer: Path) -> _Worker:
     # Not forked: other libraries' threads don't survive that.
     context = get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_work, args=(theirs, crew), daemon=True)
+    process = context.Process(target=_work, args=(theirs, directory, tokenizer), daemon=True)
     process.start()
     theirs.close()
     return _Worker(process, ours)
@@ -150,19 +164,22 @@ def _without_interrupts() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _work(connection: "Connection[Any, Any]", crew: Crew) -> None:
-    """What a process does: the units it is given, until nobody gives any."""
+def _work(connection: "Connection[Any, Any]", directory: Path, tokenizer: Path) -> None:
+    """What a process does: the units it is given, until nobody is there to give any."""
     # There are as many processes as are wanted.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     try:
-        workshop = crew.workshop()
+        workshop = Workshop(directory=directory, encoder=load_encoder(tokenizer))
         while True:
-            unit = connection.recv()
+            message = connection.recv()
+            if isinstance(message, frozenset):
+                workshop = replace(workshop, left_out=message)
+                continue
             with _Reports(connection) as advance:
-                parts = do_unit(unit, workshop, advance)
+                parts = do_unit(message, workshop, advance)
             connection.send(parts)
     except (EOFError, BrokenPipeError, ConnectionResetError):
-        os._exit(1)  # the process that started this one is gone
+        return  # the process that started this one is done, or gone
     except Exception as error:
         error.add_note(traceback.format_exc())
         connection.send(error)

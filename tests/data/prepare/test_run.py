@@ -28,7 +28,7 @@ def encoded(texts: list[str]) -> list[bytes]:
     return sorted(text.encode() for text in texts)
 
 
-@pytest.mark.parametrize("shard_bytes", [None, 1, 300])
+@pytest.mark.parametrize("shard_bytes", [None, 50, 300])
 def test_round_trip(prepare_here: Prepare, shard_bytes: int | None) -> None:
     """Whatever the size of the shards; some documents are held out, the others are trained on."""
     write_lines("a.jsonl", TEXTS)
@@ -455,8 +455,8 @@ def test_a_worker_that_dies(prepare_here: Prepare, monkeypatch: pytest.MonkeyPat
     started = []
     real = workers._start
 
-    def start(crew: workers.Crew) -> workers._Worker:
-        started.append(real(crew))
+    def start(*arguments: Path) -> workers._Worker:
+        started.append(real(*arguments))
         if len(started) == 2:
             started[-1].process.kill()
         return started[-1]
