@@ -187,7 +187,8 @@ def _summary(done: "Prepared", elapsed_s: float) -> Iterator[str]:
         counts = (f"{count:,} {reason}" for reason, count in left_out.items())
         yield f"  left out    documents: {', '.join(counts)}"
     yield f"  vocabulary  {header.vocab_size:,} ids, {header.dtype}"
-    yield f"Train on it: retnet train --train.data {place}"
+    vocabulary = "" if header.tokenizer == "bytes" else f" --model.vocab_size {header.vocab_size}"
+    yield f"Train on it: retnet train --train.data {place}{vocabulary}"
 
 
 def _amounts(shards: "tuple[Shard, ...]") -> str:

@@ -77,7 +77,7 @@ class HubPiece:
         rows = _stream(_builder(given.name, given.config), given.split)
         number = 0
         shard = rows.shard(num_shards=given.num_shards, index=self.index)
-        for batch in shard.iter(batch_size=_BATCH_ROWS):
+        for batch in _batches(shard, given.name):
             _require_field(given.identity()[0], field, batch)
             for text in batch[field]:
                 number += 1
@@ -150,6 +150,17 @@ def _stream(builder: Any, split: str) -> Any:
         return builder.as_streaming_dataset(split=split)
     except ValueError as error:
         raise ValueError(f"{PREFIX}{builder.dataset_name}: {error}; name one with split") from error
+
+
+def _batches(rows: Any, name: str) -> Iterator[Any]:
+    """Some rows at a time."""
+    try:
+        yield from rows.iter(batch_size=_BATCH_ROWS)
+    except Exception as error:  # of many kinds: no network any more, a file that is damaged
+        reason = " ".join(str(error).split())
+        raise OSError(
+            f"{PREFIX}{name} can't be read on: {reason}; the same command goes on from here"
+        ) from error
 
 
 def _require_field(source: str, field: str, names: Any) -> None:

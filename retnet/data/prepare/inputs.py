@@ -1,6 +1,6 @@
 """What all kinds of input are asked for."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -50,3 +50,13 @@ def cuts(size: int, piece: int) -> list[tuple[int, int]]:
     count = max(1, round(size / piece))
     places = [size * index // count for index in range(count + 1)]
     return list(pairwise(places))
+
+
+def sum_of_known(sizes: Iterable[int | None]) -> int | None:
+    """The sum of some sizes; None where one isn't known."""
+    total = 0
+    for size in sizes:
+        if size is None:
+            return None
+        total += size
+    return total

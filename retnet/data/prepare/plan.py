@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from retnet.data.prepare.config import PrepareConfig
-from retnet.data.prepare.inputs import Input, Piece
+from retnet.data.prepare.inputs import Input, Piece, sum_of_known
 from retnet.data.prepare.passages import LONGEST_WHOLE_BYTES
 from retnet.data.prepare.units import Rule, Unit
 
@@ -40,7 +40,7 @@ def make_plan(
 
     It depends on these alone, and not on how many processes there are.
     """
-    expected = _expected_bytes(inputs)
+    expected = sum_of_known(each.expected_bytes for each in inputs)
     if config.max_bytes is not None:
         expected = min(expected or config.max_bytes, config.max_bytes)
     size = config.shard_bytes or _unit_bytes(expected)
@@ -62,17 +62,6 @@ def _rule(config: PrepareConfig, expected: int | None) -> Rule:
     elif share is None:
         share = min(_VALIDATION_SHARE, _MOST_VALIDATION_BYTES / max(1, expected or 0))
     return Rule(below=int(share * 2**64), longest=longest)
-
-
-def _expected_bytes(inputs: Iterable[Input]) -> int | None:
-    """About how much text there is; None where one input doesn't know."""
-    total = 0
-    for each in inputs:
-        size = each.expected_bytes
-        if size is None:
-            return None
-        total += size
-    return total
 
 
 def _unit_bytes(expected: int | None) -> int:

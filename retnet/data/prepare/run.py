@@ -5,13 +5,14 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
+from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from retnet.data.prepare.config import PrepareConfig
 from retnet.data.prepare.finish import again_name, limited, parts_of, publish, to_divide_anew
 from retnet.data.prepare.folder import WorkFolder
-from retnet.data.prepare.inputs import Input
+from retnet.data.prepare.inputs import Input, sum_of_known
 from retnet.data.prepare.plan import Plan, make_plan
 from retnet.data.prepare.sources import Finder, digest, make_division
 from retnet.data.prepare.tokenizing import find_tokenizer, train_tokenizer, write_tokenizer
@@ -19,6 +20,8 @@ from retnet.data.prepare.units import Part, Unit
 from retnet.data.prepare.workers import Crew
 from retnet.data.shards import Header
 from retnet.data.tokenizer import TOKENIZER_FILE
+
+_WORTH_A_PROCESS_BYTES = 8_000_000
 
 _logger = logging.getLogger(__name__)
 
@@ -115,8 +118,8 @@ def _provide_tokenizer(
 def _prepare(
     config: PrepareConfig, work: WorkFolder, plan: Plan, report: Report, source: dict[str, Any]
 ) -> Header:
-    reading = _Reading(report, [*plan.validation, *plan.train])
-    with Crew(config.workers or available_cores(), work.path, work.tokenizer) as crew:
+    reading = _Reading(report, [*plan.validation, *plan.train], most_bytes=config.max_bytes)
+    with Crew(num_workers(config, plan), work.path, work.tokenizer) as crew:
         validation = _done(plan.validation, work, crew, reading)
         keys = (key for part in parts_of(validation) for key in part.keys)
         crew.leave_out(frozenset(map(bytes.fromhex, keys)))
@@ -165,10 +168,17 @@ def _done(
 class _Reading:
     """Reports what was read of some units."""
 
-    def __init__(self, report: Report, units: Sequence[Unit], stage: str = "preparing") -> None:
-        sizes = [unit.num_bytes for unit in units]
-        known = [size for size in sizes if size is not None]
-        self._total = sum(known) if len(known) == len(sizes) else None
+    def __init__(
+        self,
+        report: Report,
+        units: Sequence[Unit],
+        *,
+        stage: str = "preparing",
+        most_bytes: int | None = None,
+    ) -> None:
+        total = sum_of_known(unit.num_bytes for unit in units)
+        bounds = [size for size in (total, most_bytes) if size is not None]
+        self._total = min(bounds, default=None)
         self._report, self._stage = report, stage
         self._of_unit: dict[str, int] = {}
         self._before = self._read = 0
@@ -201,6 +211,29 @@ class _Reading:
     def _within(unit: Unit, size: int) -> int:
         """What a unit reads beyond its own end counts for others."""
         return size if unit.num_bytes is None else min(size, unit.num_bytes)
+
+
+def num_workers(config: PrepareConfig, plan: Plan) -> int:
+    """How many processes are worth starting.
+
+    Where none are asked for, no more than have some MB to do each. Where the text is limited, no
+    more than there are units needed for it: what others do would be thrown away.
+    """
+    sizes = [unit.expected_bytes for unit in plan.train]
+    total = sum_of_known(sizes)
+    if config.workers is not None:
+        count = config.workers
+    elif total is None:
+        count = available_cores()
+    else:
+        count = min(available_cores(), max(1, total // _WORTH_A_PROCESS_BYTES))
+    if config.max_bytes is None:
+        return count
+    needed, text = 0, 0.0
+    for size in sizes:
+        if text < config.max_bytes:
+            needed, text = needed + 1, text + (inf if size is None else size)
+    return min(count, needed)
 
 
 def available_cores() -> int:

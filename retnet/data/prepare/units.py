@@ -11,7 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from retnet.data.prepare.inputs import Piece
+from retnet.data.prepare.inputs import Piece, sum_of_known
 from retnet.data.prepare.passages import (
     Advance,
     Item,
@@ -131,9 +131,12 @@ class Unit:
     @property
     def num_bytes(self) -> int | None:
         """What there is to read; None where that is not known."""
-        sizes = [piece.num_bytes for piece in self.pieces]
-        known = [size for size in sizes if size is not None]
-        return sum(known) if len(known) == len(sizes) else None
+        return sum_of_known(piece.num_bytes for piece in self.pieces)
+
+    @property
+    def expected_bytes(self) -> int | None:
+        """About how much text that is; None where that is not known."""
+        return sum_of_known(piece.expected_bytes for piece in self.pieces)
 
     def items(self, advance: Advance) -> Iterator[Item]:
         """Everything that it reads."""

@@ -481,3 +481,35 @@ def test_progress_reaches_the_end(tmp_path: Path) -> None:
     reading = [now for now in seen if now.stage == "preparing"]
     assert reading[-1].read_bytes == reading[-1].total_bytes == path.stat().st_size
     assert [now.read_bytes for now in reading] == sorted(now.read_bytes for now in reading)
+
+
+def test_no_process_without_work(prepare_here: Prepare) -> None:
+    """Few for little text, and none that would do what a limit throws away."""
+    from retnet.data.prepare.plan import Plan
+    from retnet.data.prepare.run import available_cores, num_workers
+    from retnet.data.prepare.texts import TextInput, TextPiece
+    from retnet.data.prepare.units import Rule, Unit
+
+    def plan(*sizes: int) -> Plan:
+        units = []
+        for size in sizes:
+            whole = TextInput(path="a", size=size, changed_ns=0, division=None, is_found=False)
+            units.append(
+                Unit(
+                    name="a",
+                    pieces=(TextPiece(input=whole, start=0, stop=size),),
+                    rule=Rule(below=0, longest=0),
+                    part_bytes=1,
+                    most_bytes=None,
+                    skip_bad=False,
+                )
+            )
+        return Plan(train=tuple(units), validation=(), inputs=[])
+
+    def count(plan: Plan, **settings: int) -> int:
+        return num_workers(PrepareConfig(sources=("a",), **settings), plan)
+
+    assert count(plan(1000)) == 1
+    assert count(plan(*[10**9] * 100)) == available_cores()
+    assert count(plan(1000, 1000), workers=2) == 2
+    assert count(plan(1000, 1000, 1000), workers=3, max_bytes=1500) == 2
