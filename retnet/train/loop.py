@@ -91,14 +91,7 @@ def train(
             folder.require_free()
         world.barrier()
         goes_on = resume and folder.holds_a_run()
-        config.parallel.check(
-            model_config,
-            num_processes=world.size,
-            batch_size=config.batch_size // config.accumulate,
-            context=config.context,
-        )
-        data = load_tokens(config.data)
-        _require_vocabulary(model_config, data)
+        data = _fitting_data(model_config, config, world)
         description = describe_run(model_config, config, data)
         if goes_on:
             require_same_run(folder, description)
@@ -151,9 +144,18 @@ def _learner(
     return Learner(model=model, config=config, batches=batches, precision=precision, world=world)
 
 
-def _require_vocabulary(model_config: ModelConfig, data: TokenData) -> None:
+def _fitting_data(model_config: ModelConfig, config: TrainConfig, world: World) -> TokenData:
+    """The data of a run; ValueError where they, the model and the processes don't go together."""
+    config.parallel.check(
+        model_config,
+        num_processes=world.size,
+        batch_size=config.batch_size // config.accumulate,
+        context=config.context,
+    )
+    data = load_tokens(config.data)
     if model_config.vocab_size < data.vocab_size:
         raise ValueError(
             f"vocab_size must be at least {data.vocab_size} for the tokens of {data.name}, "
             f"got {model_config.vocab_size}"
         )
+    return data
