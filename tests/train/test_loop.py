@@ -122,10 +122,10 @@ def test_held_out_text_is_never_drawn(
     drawn: list[torch.Tensor] = []
     forward = NextTokenLoss.forward
 
-    def watched(module: NextTokenLoss, tokens: torch.Tensor, *rest: Any) -> Any:
+    def watched(module: NextTokenLoss, tokens: torch.Tensor, *rest: Any, **options: Any) -> Any:
         if module.training:
             drawn.append(rest[0])
-        return forward(module, tokens, *rest)
+        return forward(module, tokens, *rest, **options)
 
     monkeypatch.setattr(NextTokenLoss, "forward", watched)
     train(MODEL, config_for(data, tmp_path / "run"))
@@ -239,8 +239,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     forward = NextTokenLoss.forward
     steps = iter(range(100))
 
-    def spoilt(module: NextTokenLoss, *arguments: Any) -> Any:
-        loss, state = forward(module, *arguments)
+    def spoilt(module: NextTokenLoss, *arguments: Any, **options: Any) -> Any:
+        loss, state = forward(module, *arguments, **options)
         return loss * (math.nan if module.training and next(steps) == 6 else 1.0), state
 
     monkeypatch.setattr(NextTokenLoss, "forward", spoilt)
