@@ -19,6 +19,10 @@ from retnet.parallel.roll_call import RollCall, connect, naming_lost_ranks
 # those that exchange most are on one machine.
 DIMENSIONS = ("replicate", "shard", "sequence", "tensor")
 
+# Groups live as long as the process. DDP would free its own while it holds the interpreter, and
+# wait for gloo's thread, which after a last exchange waits for the interpreter: for ever.
+_KEPT_GROUPS: list[dist.ProcessGroup] = []
+
 
 @dataclass(frozen=True, kw_only=True)
 class World:
@@ -128,6 +132,8 @@ def join(config: ParallelConfig, device: torch.device) -> Iterator[World]:
     timeout = timedelta(seconds=config.timeout_s)
     backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
     dist.init_process_group(backend, timeout=timeout)
+    assert dist.group.WORLD is not None
+    _KEPT_GROUPS.append(dist.group.WORLD)
     roll_call = None
     try:
         roll_call = connect(rank, size)
