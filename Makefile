@@ -36,8 +36,9 @@ check: $(VENV)/installed-dev ## ruff, its formatter and mypy
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-bench: $(VENV)/installed-peers ## measure retention, decoding and generate on this machine
+bench: $(VENV)/installed-peers ## measure retention, training, decoding and generate on this machine
 	@$(BIN)/python benchmarks/bench_retention.py
+	@$(BIN)/python benchmarks/bench_training.py
 	@$(BIN)/python benchmarks/bench_decoding.py
 	@$(BIN)/python benchmarks/bench_hf.py
 

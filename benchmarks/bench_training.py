@@ -3,7 +3,7 @@
     python benchmarks/bench_training.py                     # a quarter of an hour, glibc as it is
     python benchmarks/bench_training.py --allocator tuned --save some-name
     python benchmarks/bench_training.py --sizes 20M --lengths 8192 --contenders ours llama
-    python benchmarks/bench_training.py --quick             # seconds; shows that it runs
+    python benchmarks/bench_training.py --quick             # a minute; shows that it runs
 
 All contenders take turns in one process with one allocator, and a large product takes its turns
 among them: what it reaches is the ceiling of that point. Peak memory is that of two steps in a
@@ -186,7 +186,8 @@ def weigh(
     point: Point, name: str, dtype: torch.dtype, arguments: argparse.Namespace
 ) -> float | None:
     """Peak memory in MB, in a process of its own, where it is wanted."""
-    if point.num_tokens not in arguments.memory_lengths:
+    is_enough = arguments.quick and (name == LLAMA or dtype == torch.float32)
+    if point.num_tokens not in arguments.memory_lengths or is_enough:
         return None
     threads = torch.get_num_threads()
     peak = in_fresh_process(peak_of, point, name, dtype, arguments.allocator, threads)

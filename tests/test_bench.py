@@ -234,6 +234,7 @@ def run_script(name: str, *options: str) -> subprocess.CompletedProcess[str]:
     [
         ("bench_retention.py", {"ours chunkwise torch", "ours parallel", "ours recurrent"}),
         ("bench_decoding.py", {"ours", "transformer, cache in place"}),
+        ("bench_training.py", {"ours", "llama"}),
     ],
 )
 def test_benchmark_runs(script: str, expected: set[str]) -> None:
@@ -264,6 +265,7 @@ def test_benchmark_of_generate_runs() -> None:
         ("bench_retention.py", ["--rounds", "0"], "--rounds must be at least 1"),
         ("bench_retention.py", ["--lengths", "512", "-1"], "--lengths must be at least 1"),
         ("bench_retention.py", ["--save", "../x"], "plain file name"),
+        ("bench_training.py", ["--lengths", "0"], "--lengths must be at least 1"),
         ("bench_decoding.py", ["--preset", "bsae"], "did you mean 'base'"),
         ("bench_decoding.py", ["--heads", "7"], "num_heads must divide d_model"),
     ],
