@@ -94,11 +94,10 @@ def _loss_and_gradients(
     for part in _parts(len(rows), len(weight)):
         logits = (rows[part] @ weight.mT).to(exact)
         place = targets[part].where(counted[part], 0)[:, None]
-        log_sum = logits.logsumexp(1, keepdim=True)
-        costs = log_sum - logits.gather(1, place)
-        total += costs.where(counted[part, None], 0).sum()
+        log_shares = logits.log_softmax(1)
+        total -= log_shares.gather(1, place).where(counted[part, None], 0).sum()
         # Softmax less one at the target, from here on in place.
-        slope = logits.sub_(log_sum).exp_()
+        slope = log_shares.exp_()
         slope.scatter_add_(1, place, slope.new_full((), -1.0).expand(place.shape))
         slope.mul_(counted[part, None].to(exact) / num_counted)
         slope = slope.to(rows.dtype)
