@@ -149,7 +149,8 @@ class _Shown:
     def show(self, now: "Progress") -> None:
         """Where the work is."""
         if now.stage != self._stage:
-            self._stage, self._began_s = now.stage, time.monotonic()
+            self._stage = now.stage
+            self._began_s = self._last_s = time.monotonic()
             self._bar.remove_task(self._task)
             # What was read before counts for the bar, but not for the speed.
             self._task = self._bar.add_task(now.stage, completed=now.before_bytes)
@@ -196,8 +197,12 @@ def _amounts(shards: "tuple[Shard, ...]") -> str:
         sum(getattr(shard, name) for shard in shards)
         for name in ("num_tokens", "num_documents", "num_bytes")
     )
-    files = f"{len(shards)} shard" + ("s" if len(shards) != 1 else "")
-    return f"{tokens:,} tokens, {documents:,} documents, {bytes_text(size)} of text, {files}"
+    counts = (_count(tokens, "token"), _count(documents, "document"))
+    return f"{', '.join(counts)}, {bytes_text(size)} of text, {_count(len(shards), 'shard')}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def _minutes(seconds: float) -> str:

@@ -78,7 +78,7 @@ def test_what_it_prints(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = load_tokens("my tokens")
     documents = 400 - len(data.validation)
     assert f"  train       {len(data.train):,} tokens, {documents} documents, " in out
-    assert f"{len(data.validation)} documents" in out
+    assert f" tokens, {len(data.validation)} documents, " in out
     assert "  left out    documents: 1 empty\n" in out
     assert "  vocabulary  259 ids, uint16\n" in out
     assert out.endswith("Train on it: retnet train --train.data 'my tokens'\n")

@@ -82,26 +82,24 @@ class WorkFolder:
                     path.unlink(missing_ok=True)
             yield
 
-    def begin(self, plan: Mapping[str, Any]) -> bool:
-        """Note what is prepared; whether a part of the same was done before.
+    def begin(self, plan: Mapping[str, Any]) -> None:
+        """Note what is prepared, if it is not what was begun before.
 
-        Raises ValueError, which says what is different, where it was not the same.
+        Raises ValueError, which says what is different, where a part of that is complete.
         """
         path = self.path / _PLAN_FILE
-        if not path.is_file():
-            write_text(path, json.dumps(plan))
-            return False
-        try:
-            before = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path} is damaged; delete {self.out} to begin anew") from error
-        difference = _difference(before, json.loads(json.dumps(plan)))
-        if difference:
-            raise ValueError(
-                f"out {str(self.out)!r} holds an unfinished preparation, and {difference}; go on "
-                "with the same, name another folder, or delete it to begin anew"
-            )
-        return True
+        if path.is_file():
+            difference = _difference(_read_plan(path), json.loads(json.dumps(plan)))
+            if difference is None:
+                return
+            if any(self.path.glob("*-*.json")):
+                raise ValueError(
+                    f"out {str(self.out)!r} holds an unfinished preparation, and {difference}; go "
+                    "on with the same, name another folder, or delete it to begin anew"
+                )
+        # It may have been trained on something else.
+        shutil.rmtree(self.tokenizer, ignore_errors=True)
+        write_text(path, json.dumps(plan))
 
     def with_done(self, unit: Unit) -> Unit:
         """A unit with the parts of it that are complete."""
@@ -126,6 +124,14 @@ def _lock(file: Any, out: Path) -> None:
         raise ValueError(
             f"out {str(out)!r} is written by another `retnet prepare`; wait for it, or end it"
         ) from error
+
+
+def _read_plan(path: Path) -> dict[str, Any]:
+    try:
+        plan: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged; delete its folder to begin anew") from error
+    return plan
 
 
 def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:

@@ -1,10 +1,11 @@
 """What all kinds of input are asked for."""
 
+import os
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import Any, Protocol
 
-from retnet.data.prepare.passages import Advance, Item
+from retnet.data.prepare.passages import Advance, BadTextError, Item
 
 
 class Piece(Protocol):
@@ -43,6 +44,13 @@ class Input(Protocol):
 def file_identity(path: str, size: int, changed_ns: int) -> list[Any]:
     """What tells a file from the same one after a change."""
     return [path, size, changed_ns]
+
+
+def require_unchanged(path: str, size: int, changed_ns: int) -> None:
+    """BadTextError where a file is not what it was when the work was planned."""
+    status = os.stat(path)
+    if (status.st_size, status.st_mtime_ns) != (size, changed_ns):
+        raise BadTextError(f"{path} was changed while it was read; begin anew once it rests")
 
 
 def cuts(size: int, piece: int) -> list[tuple[int, int]]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from retnet.data.prepare.inputs import cuts, file_identity
+from retnet.data.prepare.inputs import cuts, file_identity, require_unchanged
 from retnet.data.prepare.opening import is_compressed, open_input
 from retnet.data.prepare.passages import Advance, BadTextError, Item, LeftOut, Passage
 from retnet.data.prepare.texts import COMPRESSION_RATIO
@@ -83,6 +83,7 @@ class LinesPiece:
                         before = _count_lines(path, self.start)
                         raise BadTextError(f"{path}, line {before + number}: {error}") from None
                     yield LeftOut("bad")
+        require_unchanged(self.input.path, self.input.size, self.input.changed_ns)
 
     def _document(self, line: bytes) -> Item:
         text = self._text(line)

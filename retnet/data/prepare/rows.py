@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from retnet.data.prepare.inputs import file_identity
+from retnet.data.prepare.inputs import file_identity, require_unchanged
 from retnet.data.prepare.passages import Advance, BadTextError, Item, LeftOut, Passage
 
 SUFFIX = ".parquet"
@@ -89,6 +89,7 @@ class RowsPiece:
                     if error is not None and not skip_bad:
                         raise error
                     yield Passage(text) if error is None else LeftOut("bad")
+        require_unchanged(self.input.path, self.input.size, self.input.changed_ns)
 
 
 def open_rows(path: Path, size: int, changed_ns: int, column: str) -> RowsInput:

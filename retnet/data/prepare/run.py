@@ -106,8 +106,11 @@ def _provide_tokenizer(
     if config.train_bpe is None:
         write_tokenizer(work.tokenizer, files)
     elif not (work.tokenizer / TOKENIZER_FILE).is_file():
-        num_bytes = config.bpe_sample_bytes
-        report(Progress(f"training a tokenizer of {config.train_bpe:,} tokens", 0, None))
+        stage, num_bytes = "training a tokenizer", config.bpe_sample_bytes
+        report(Progress(stage, 0, None))
+        _logger.info(
+            "%s of %d tokens; %d bytes of text at most", stage, config.train_bpe, num_bytes
+        )
         size = train_tokenizer(
             work.tokenizer, plan.train, size=config.train_bpe, num_bytes=num_bytes
         )

@@ -7,7 +7,7 @@ from math import inf
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from retnet.data.prepare.inputs import cuts, file_identity
+from retnet.data.prepare.inputs import cuts, file_identity, require_unchanged
 from retnet.data.prepare.opening import is_compressed, open_input
 from retnet.data.prepare.passages import (
     WINDOW_BYTES,
@@ -119,6 +119,7 @@ class TextPiece:
             yield from self._range(path, advance, skip_bad)
         else:
             yield from self._divided(path, self.input.division, advance, skip_bad)
+        require_unchanged(self.input.path, self.input.size, self.input.changed_ns)
 
     def _is_binary(self, path: Path) -> bool:
         with open_input(path, lambda _: None) as file:

@@ -20,6 +20,7 @@ from retnet.data.prepare.parts import Workshop, do_unit
 from retnet.data.prepare.units import Part, Unit
 
 _REPORT_BYTES = 1 << 20
+_PATIENCE_S = 10.0
 
 # Called with a unit and the bytes of it that were read, again and again ...
 Advance = Callable[[Unit, int], object]
@@ -83,6 +84,8 @@ class Crew:
             if at_once:
                 worker.process.terminate()
         for worker in self._workers:
+            worker.process.join(_PATIENCE_S)
+            worker.process.kill()
             worker.process.join()
         self._workers.clear()
 
@@ -166,6 +169,8 @@ def _without_interrupts() -> Iterator[None]:
 
 def _work(connection: "Connection[Any, Any]", directory: Path, tokenizer: Path) -> None:
     """What a process does: the units it is given, until nobody is there to give any."""
+    # So that what is half written is taken away.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     # There are as many processes as are wanted.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     try:

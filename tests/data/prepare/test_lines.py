@@ -14,7 +14,10 @@ from retnet.data.prepare.passages import BadTextError, Item, LeftOut, Passage
 
 def items(path: Path, size: int = 1 << 30, *, skip_bad: bool = False) -> list[Item]:
     """All that comes out of a file in pieces of about `size` bytes."""
-    given = LinesInput(path=str(path), size=path.stat().st_size, changed_ns=0, field="text")
+    status = path.stat()
+    given = LinesInput(
+        path=str(path), size=status.st_size, changed_ns=status.st_mtime_ns, field="text"
+    )
     return [
         item
         for piece in given.pieces(size)

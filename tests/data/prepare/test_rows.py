@@ -22,7 +22,7 @@ def write(path: Path, column: Any, **options: Any) -> Path:
 
 
 def items(path: Path, size: int = 1 << 30, *, skip_bad: bool = False) -> list[Item]:
-    given = open_rows(path, path.stat().st_size, 0, "text")
+    given = open_rows(path, path.stat().st_size, path.stat().st_mtime_ns, "text")
     return [
         item
         for piece in given.pieces(size)

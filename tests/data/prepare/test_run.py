@@ -362,6 +362,34 @@ def test_going_on_with_other_input(prepare_here: Prepare, monkeypatch: pytest.Mo
         prepare_here("texts", shard_bytes=300)
 
 
+def test_other_settings_before_anything_is_complete(prepare_here: Prepare) -> None:
+    """A first try with a wrong field must not stand in the way of the second."""
+    write_lines("a.jsonl", TEXTS)
+    with pytest.raises(ValueError, match="there is no field 'content'"):
+        prepare_here("a.jsonl", text_field="content", train_bpe=300, skip_bad=False)
+    prepare_here("a.jsonl")
+    assert both() == encoded(TEXTS)
+
+
+def test_input_that_changes_meanwhile(
+    prepare_here: Prepare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a file is still being written: half of it would be taken for all."""
+    from retnet.data.prepare import run
+
+    write_lines("a.jsonl", TEXTS)
+    real = run.make_plan
+
+    def make_plan(*arguments: object) -> object:
+        plan = real(*arguments)  # type: ignore[arg-type]
+        write_lines("a.jsonl", TEXTS + TEXTS)
+        return plan
+
+    monkeypatch.setattr(run, "make_plan", make_plan)
+    with pytest.raises(ValueError, match=r"a\.jsonl was changed while it was read; begin anew"):
+        prepare_here("a.jsonl")
+
+
 def test_what_a_killed_process_left(prepare_here: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
     write_lines("a.jsonl", TEXTS)
     with monkeypatch.context() as patched:

@@ -23,7 +23,11 @@ def text_input(
 ) -> TextInput:
     path.write_bytes(data)
     return TextInput(
-        path=str(path), size=len(data), changed_ns=0, division=division, is_found=is_found
+        path=str(path),
+        size=len(data),
+        changed_ns=path.stat().st_mtime_ns,
+        division=division,
+        is_found=is_found,
     )
 
 
