@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_context, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -160,6 +160,8 @@ def _without_interrupts() -> Iterator[None]:
     if sys.platform == "win32":
         yield
         return
+    # What multiprocessing starts with the first process would lift the block.
+    resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -169,6 +171,7 @@ def _without_interrupts() -> Iterator[None]:
 
 def _work(connection: "Connection[Any, Any]", directory: Path, tokenizer: Path) -> None:
     """What a process does: the units it is given, until nobody is there to give any."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     # So that what is half written is taken away.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     # There are as many processes as are wanted.
