@@ -7,6 +7,7 @@ again and again. Each shard it completes is recorded: with its `Part` the work g
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -128,12 +129,12 @@ class Unit:
         """Whether nothing is left to do."""
         return bool(self.done) and self.done[-1].is_last
 
-    @property
+    @cached_property
     def num_bytes(self) -> int | None:
         """What there is to read; None where that is not known."""
         return sum_of_known(piece.num_bytes for piece in self.pieces)
 
-    @property
+    @cached_property
     def expected_bytes(self) -> int | None:
         """About how much text that is; None where that is not known."""
         return sum_of_known(piece.expected_bytes for piece in self.pieces)
@@ -167,7 +168,7 @@ def _divided(items: Iterator[Item], number: int, kept: int) -> Iterator[Item]:
         else:
             cut = character_start(item.text, min(kept, len(item.text)))
             if cut and not rest:
-                is_end = cut < len(item.text) or item.ends
+                is_end = kept <= len(item.text) or item.ends
                 yield Passage(item.text[:cut], item.begins, is_end, held_out=False)
             rest += item.text[cut:]
             kept = 0 if rest else kept - cut
