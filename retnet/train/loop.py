@@ -115,15 +115,19 @@ def train(
             run.start(goes_on=goes_on)
             run.train()
             bits = run.finish()
-        return TrainResult(
-            model=run.learner.whole_model().eval(),
-            out=folder.path,
-            validation_bits_per_byte=bits,
-            num_steps=run.learner.step,
-            num_tokens=run.num_tokens,
-            elapsed_s=run.elapsed_s,
-            stopped_by=stop.signal,
-        )
+        return _result(run, bits)
+
+
+def _result(run: Run, validation_bits_per_byte: float | None) -> TrainResult:
+    return TrainResult(
+        model=run.learner.whole_model().eval(),
+        out=run.folder.path,
+        validation_bits_per_byte=validation_bits_per_byte,
+        num_steps=run.step,
+        num_tokens=run.num_tokens,
+        elapsed_s=run.elapsed_s,
+        stopped_by=run.stop.signal,
+    )
 
 
 def _learner(

@@ -3,9 +3,7 @@
 import dataclasses
 import json
 import os
-import shutil
 import signal
-import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +20,6 @@ from tests.parallel.launch import run
 
 MODEL = ModelConfig(d_model=32, num_layers=2, num_heads=2)
 STEPS = 12
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    for source in sorted(Path(sysconfig.get_path("stdlib")).glob("[a-d]*.py")):
-        shutil.copy(source, folder)
-    return folder
 
 
 def config_for(text: Path, folder: Path, **changes: Any) -> TrainConfig:
@@ -94,7 +84,7 @@ ROADS: dict[str, list[tuple[int, dict[str, int]]]] = {
 def test_another_world_goes_on(
     data: Path, tmp_path: Path, straight: dict[bool, Path], road: str, carry_state: bool
 ) -> None:
-    """Three worlds, one after the other, with a signal to one process in between: to 1e-5 the
+    """Three worlds, one after the other, with a signal to one process in between: to 1e-6 the
     losses of the straight run; the model in the folder is whole."""
     horizon = 2 if carry_state else 1
     config = config_for(data, tmp_path / "run", carry_state=carry_state, horizon=horizon)
@@ -104,7 +94,7 @@ def test_another_world_goes_on(
     expected, found = losses(straight[carry_state]), losses(tmp_path / "run")
     assert len(found["train"]) == STEPS
     for kind, values in expected.items():
-        assert found[kind] == pytest.approx(values, abs=1e-5), kind
+        assert found[kind] == pytest.approx(values, rel=0, abs=1e-6), kind
     wanted = load_checkpoint(straight[carry_state]).state_dict()
     for name, weight in load_checkpoint(tmp_path / "run").state_dict().items():
         torch.testing.assert_close(weight, wanted[name], rtol=1e-3, atol=1e-4)

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import sysconfig
 import time
 from pathlib import Path
 from typing import Any
@@ -29,16 +28,6 @@ from retnet.train.objective import NextTokenLoss
 
 MODEL = ModelConfig(d_model=32, num_layers=2, num_heads=2)
 EMBEDDING = "backbone.embed_tokens.weight"
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of real text: some forty sources of the standard library."""
-    folder = tmp_path_factory.mktemp("data")
-    sources = sorted(Path(sysconfig.get_path("stdlib")).glob("[a-d]*.py"))
-    for source in sources:
-        (folder / source.name).write_bytes(source.read_bytes())
-    return folder
 
 
 def config_for(text: Path, folder: Path, **changes: Any) -> TrainConfig:

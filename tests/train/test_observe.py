@@ -3,11 +3,9 @@
 import dataclasses
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +25,6 @@ from retnet.train.observe import Observer
 MODEL = ModelConfig(d_model=32, num_layers=2, num_heads=2, dropout=0.1)
 EVERYTHING = LogConfig(every=2, norms=True, sample="def ", sample_tokens=20)
 OF_OBSERVATIONS = ("norms", "sample")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Some sources of the standard library, as one folder."""
-    folder = tmp_path_factory.mktemp("data")
-    for source in sorted(Path(sysconfig.get_path("stdlib")).glob("[a-d]*.py")):
-        shutil.copy(source, folder)
-    return folder
 
 
 def config_for(text: Path, folder: Path, log: LogConfig, **changes: Any) -> TrainConfig:

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import sysconfig
 import time
 from pathlib import Path
 from typing import Any
@@ -27,15 +26,6 @@ from retnet.train.run import Run
 
 MODEL = ModelConfig(d_model=32, num_layers=2, num_heads=2, dropout=0.1)
 KILLS = int(os.environ.get("RETNET_KILLS", "4"))
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Some sources of the standard library, as one folder."""
-    folder = tmp_path_factory.mktemp("data")
-    for source in sorted(Path(sysconfig.get_path("stdlib")).glob("[a-d]*.py")):
-        shutil.copy(source, folder)
-    return folder
 
 
 def config_for(text: Path, folder: Path, **changes: Any) -> TrainConfig:
