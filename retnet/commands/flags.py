@@ -38,8 +38,8 @@ class Command:
         usage: what may follow its name.
         details: what its help page says besides.
         add_flags: declares its flags.
-        settings: given the flags of a command line, settings that count where neither that line nor
-            a configuration file has any.
+        settings: given what a command line and its configuration file set, settings that count
+            where these have none.
         run: does it, given a value for every flag; the exit code.
     """
 
@@ -146,9 +146,9 @@ def read_flags(
     for action in parser._actions:
         if not action.option_strings and given[action.dest] == action.default:
             del given[action.dest]  # argparse gives what has no flag its default; a file may say it
-    values |= settings(given)
     if given.get("config"):
-        values |= _read_file(parser, Path(given["config"]))
+        given = _read_file(parser, Path(given["config"])) | given
+    values |= settings(given)
     values |= given
     if values["print_config"]:
         sys.stdout.write(_as_file(parser, values))

@@ -81,7 +81,9 @@ def _settings_of_run(given: Values) -> dict[str, Any]:
     if not folder.holds_a_run():
         return {}
     run = folder.read_run()
-    settings = {f"model.{name}": value for name, value in run["model"].items()}
+    settings: dict[str, Any] = {}
+    if "preset" not in given:  # which would be chosen in vain
+        settings |= {f"model.{name}": value for name, value in run["model"].items()}
     for name, value in run["train"].items():
         if name in PARTS:
             settings |= {f"{name}.{each}": setting for each, setting in value.items()}
