@@ -2,6 +2,7 @@
 
 import codecs
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -43,15 +44,21 @@ def complete(
     empty prompt begins a document; ValueError where the tokenizer has no token for that.
     """
     device = next(model.parameters()).device
-    ids = torch.tensor([_document(tokenizer, prompt)], device=device)
+    ids = torch.tensor([document_ids(tokenizer, prompt)], device=device)
     if tokenizer.eos_id is not None:
         stops = (*params.stop_tokens, tokenizer.eos_id)
-        params = SamplingParams(**{**vars(params), "stop_tokens": stops})
-    tokens = (int(chosen) for chosen in generate(model, ids, params, generator=generator))
-    return until_stop(_characters(tokenizer, tokens, params.stop_tokens), params.stop)
+        params = replace(params, stop_tokens=stops)
+    text = TextStream(tokenizer, params.stop)
+    for (token,) in generate(model, ids, params, generator=generator):
+        if int(token) in params.stop_tokens:
+            break
+        yield from filter(None, [text.push(int(token))])
+        if text.is_stopped:
+            return
+    yield from filter(None, [text.finish()])
 
 
-def _document(tokenizer: Tokenizer, text: str) -> list[int]:
+def document_ids(tokenizer: Tokenizer, text: str) -> list[int]:
     """The tokens of the beginning of a document: never none, for a model has to read something."""
     first = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     ids = first + tokenizer.encode(text)
@@ -62,37 +69,71 @@ def _document(tokenizer: Tokenizer, text: str) -> list[int]:
     return ids
 
 
-def until_stop(pieces: Iterator[str], stops: Sequence[str]) -> Iterator[str]:
-    """The text of the pieces up to the first stop string, each part as early as it is sure."""
-    held = ""
-    for piece in pieces:
-        held += piece
-        found = [(held.find(stop) + len(stop), stop) for stop in stops if stop in held]
+class TextStream:
+    """The text of tokens that are pushed one by one, each part as early as it is sure.
+
+    A character whose bytes have not all come is held back, and so is what may be the beginning of a
+    stop string. What `push` and `finish` return, joined, doesn't depend on how text falls into
+    tokens.
+
+    Attributes:
+        num_characters: those of the tokens so far, sure or not, without half ones.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = ()) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._until_stop = UntilStop(stops)
+        self.num_characters = 0
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether the text has met a stop string; it ends before it."""
+        return self._until_stop.is_stopped
+
+    def push(self, token: int) -> str:
+        """The text that is sure since this token came."""
+        return self._pass(self._decoder.decode(self._tokenizer.decode_bytes([token])))
+
+    def finish(self) -> str:
+        """What was held back, now that nothing follows."""
+        return self._pass(self._decoder.decode(b"", final=True)) + self._until_stop.finish()
+
+    def _pass(self, characters: str) -> str:
+        self.num_characters += len(characters)
+        return self._until_stop.push(characters)
+
+
+class UntilStop:
+    """Text up to the first stop string, each part as early as it is sure.
+
+    Attributes:
+        is_stopped: whether a stop string has come; nothing follows then.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = stops
+        self._held = ""
+        self.is_stopped = False
+
+    def push(self, piece: str) -> str:
+        """The text that is sure since this piece came."""
+        if self.is_stopped:
+            return ""
+        held = self._held + piece
+        found = [(held.find(stop) + len(stop), stop) for stop in self._stops if stop in held]
         if found:  # the one that is complete first, however the pieces are cut
             end, stop = min(found, key=lambda match: (match[0], -len(match[1])))
-            yield from filter(None, [held[: end - len(stop)]])
-            return
-        sure = len(held) - _possible_stop(held, stops)
-        if sure:
-            yield held[:sure]
-            held = held[sure:]
-    if held:
-        yield held
+            self.is_stopped, self._held = True, ""
+            return held[: end - len(stop)]
+        sure = len(held) - _possible_stop(held, self._stops)
+        self._held = held[sure:]
+        return held[:sure]
 
-
-def _characters(
-    tokenizer: Tokenizer, tokens: Iterator[int], stop_tokens: Sequence[int]
-) -> Iterator[str]:
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    for token in tokens:
-        if token in stop_tokens:
-            break
-        piece = decoder.decode(tokenizer.decode_bytes([token]))
-        if piece:
-            yield piece
-    tail = decoder.decode(b"", final=True)
-    if tail:
-        yield tail
+    def finish(self) -> str:
+        """What was held back, now that nothing follows."""
+        held, self._held = self._held, ""
+        return held
 
 
 def _possible_stop(text: str, stops: Sequence[str]) -> int:

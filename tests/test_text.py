@@ -11,7 +11,7 @@ from retnet.config import ModelConfig
 from retnet.data.tokenizer import ByteTokenizer
 from retnet.generation import SamplingParams
 from retnet.model import RetNet
-from retnet.text import complete, until_stop
+from retnet.text import UntilStop, complete
 
 BOS, EOS = ByteTokenizer.bos_id, ByteTokenizer.eos_id
 
@@ -56,6 +56,12 @@ def pieces_of(
 ) -> list[str]:
     params = SamplingParams(temperature=0, max_tokens=len(says), stop=stop)
     return list(complete(Parrot(says), tokenizer or ByteTokenizer(), "", params))
+
+
+def until_stop(pieces: Sequence[str], stops: Sequence[str]) -> list[str]:
+    """What passes of some pieces, one after the other."""
+    text = UntilStop(stops)
+    return [*filter(None, [*map(text.push, pieces), text.finish()])]
 
 
 def splits(text: str) -> Iterator[list[str]]:
@@ -173,7 +179,7 @@ def test_stop_strings_of_characters_of_several_bytes() -> None:
 @given(text=st.text("ab", min_size=1, max_size=9), stop=st.text("ab", min_size=1, max_size=4))
 def test_one_stop_string_in_any_pieces(text: str, stop: str) -> None:
     for pieces in splits(text):
-        assert "".join(until_stop(iter(pieces), (stop,))) == text.partition(stop)[0]
+        assert "".join(until_stop(pieces, (stop,))) == text.partition(stop)[0]
 
 
 @given(
@@ -183,13 +189,13 @@ def test_one_stop_string_in_any_pieces(text: str, stop: str) -> None:
 @example(text="cacab", stops=["caca", "a"])
 def test_several_stop_strings_in_any_pieces(text: str, stops: list[str]) -> None:
     """The text does not depend on how many characters a token brings."""
-    results = {"".join(until_stop(iter(pieces), stops)) for pieces in splits(text)}
+    results = {"".join(until_stop(pieces, stops)) for pieces in splits(text)}
     assert len(results) == 1
 
 
 def test_without_stop_strings_pieces_go_through() -> None:
-    assert list(until_stop(iter(["a", "bc", "d"]), ())) == ["a", "bc", "d"]
-    assert list(until_stop(iter([]), ("x",))) == []
+    assert until_stop(["a", "bc", "d"], ()) == ["a", "bc", "d"]
+    assert until_stop([], ("x",)) == []
 
 
 # The prompt
