@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from retnet.checkpoint import load_checkpoint, save_checkpoint
     from retnet.config import PRESETS, ModelConfig, preset
-    from retnet.generation import SamplingParams, generate, prefill, sample, step
+    from retnet.generation import generate, prefill, step
     from retnet.layers import FeedForward, MultiScaleRetention, RetNetBlock
     from retnet.loss import next_token_loss
     from retnet.model import RetNet, RetNetBackbone, RetNetState
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         retention_parallel,
         retention_recurrent,
     )
+    from retnet.sampling import SamplingParams, sample
     from retnet.text import complete
 
 __version__ = "0.1.0"
@@ -51,7 +52,7 @@ __all__ = [
 _NAMES_OF_MODULE = {
     "retnet.checkpoint": ("load_checkpoint", "save_checkpoint"),
     "retnet.config": ("PRESETS", "ModelConfig", "preset"),
-    "retnet.generation": ("SamplingParams", "generate", "prefill", "sample", "step"),
+    "retnet.generation": ("generate", "prefill", "step"),
     "retnet.layers": ("FeedForward", "MultiScaleRetention", "RetNetBlock"),
     "retnet.loss": ("next_token_loss",),
     "retnet.model": ("RetNet", "RetNetBackbone", "RetNetState"),
@@ -61,6 +62,7 @@ _NAMES_OF_MODULE = {
         "retention_parallel",
         "retention_recurrent",
     ),
+    "retnet.sampling": ("SamplingParams", "sample"),
     "retnet.text": ("complete",),
 }
 _MODULE_OF_NAME = {name: module for module, names in _NAMES_OF_MODULE.items() for name in names}

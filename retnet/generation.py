@@ -1,7 +1,6 @@
-"""Inference on token ids, in the memory of one state: read a prompt, step, choose a token."""
+"""Inference on token ids, in the memory of one state: read a prompt, step, and go on."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -9,60 +8,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from retnet.model import RetNet, RetNetState
 from retnet.ops import retention_recurrent
+from retnet.sampling import History, SamplingParams, adjusted, sample
 
 PREFILL_TOKENS = 2048
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplingParams:
-    """How tokens are chosen, and when to stop.
-
-    Attributes:
-        max_tokens: the most tokens to generate for a row; None for no limit.
-        temperature: logits are divided by it; 0 always takes the likeliest token.
-        top_k: only the k likeliest tokens; 0 for all.
-        top_p: only the likeliest tokens that together reach this probability; 1 for all.
-        min_p: only tokens at least this likely compared with the likeliest; 0 for all.
-        repetition_penalty: logits of tokens already there are divided by it if positive, multiplied
-            if negative.
-        stop_tokens: ids that end a row; the id itself is still given out.
-        stop: strings that end a text; used by `retnet.text`, where the string itself is not given
-            out.
-    """
-
-    max_tokens: int | None = 256
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    stop_tokens: tuple[int, ...] = ()
-    stop: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        for name, holds, expected in (
-            (
-                "max_tokens",
-                self.max_tokens is None or self.max_tokens >= 0,
-                ">= 0, or None for no limit",
-            ),
-            ("temperature", 0 <= self.temperature < float("inf"), ">= 0 and finite; 0 is greedy"),
-            ("top_k", self.top_k >= 0, ">= 0; 0 keeps all tokens"),
-            ("top_p", 0 < self.top_p <= 1, "in (0, 1]; 1 keeps all tokens"),
-            ("min_p", 0 <= self.min_p <= 1, "in [0, 1]; 0 keeps all tokens"),
-            (
-                "repetition_penalty",
-                0 < self.repetition_penalty < float("inf"),
-                "> 0 and finite; 1 is none",
-            ),
-            (
-                "stop",
-                isinstance(self.stop, tuple | list) and all(self.stop),
-                "a list of strings that are not empty",
-            ),
-        ):
-            if not holds:
-                raise ValueError(f"{name} must be {expected}, got {getattr(self, name)!r}")
 
 
 @torch.no_grad()
@@ -113,19 +61,6 @@ def step(model: RetNet, tokens: Tensor, state: RetNetState) -> tuple[Tensor, Ret
     return model.logits(features[:, 0]), state
 
 
-def sample(
-    logits: Tensor, params: SamplingParams, generator: torch.Generator | None = None
-) -> Tensor:
-    """Choose a token for each row of scores: [B, vocab_size] -> [B] int64."""
-    logits = logits.float()
-    if params.temperature == 0:
-        return logits.argmax(dim=-1)
-    # From the largest down, so that a tiny temperature divides to -inf and never to inf.
-    below = logits - logits.amax(dim=-1, keepdim=True)
-    probabilities = torch.softmax(below.double() / params.temperature, dim=-1).float()
-    return torch.multinomial(_likely(probabilities, params), 1, generator=generator)[:, 0]
-
-
 def generate(
     model: RetNet,
     prompts: Tensor | Sequence[Tensor],
@@ -151,16 +86,16 @@ def generate(
         )
     tokens, mask = _left_padded(prompts)
     logits, state = prefill(model, tokens, mask=mask)
-    seen = _seen(tokens, mask, logits) if params.repetition_penalty != 1 else None
+    histories = _histories(prompts, params, logits)
     stop_tokens = torch.tensor(params.stop_tokens, dtype=torch.int64, device=tokens.device)
     ended = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
     num_tokens = 0
     while params.max_tokens is None or num_tokens < params.max_tokens:
-        if seen is not None:
-            logits = _penalised(logits, seen, params.repetition_penalty)
+        if histories or params.logit_bias:
+            logits = _adjusted(logits, params, histories)
         chosen = sample(logits, params, generator)
-        if seen is not None:
-            seen.scatter_(1, chosen[:, None], True)
+        for history, token in zip(histories, chosen.tolist(), strict=False):
+            history.append(token)
         yield torch.where(ended, -1, chosen)
         num_tokens += 1
         ended = ended | torch.isin(chosen, stop_tokens)
@@ -197,26 +132,17 @@ def _left_padded(prompts: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor | N
     return tokens, None if mask.all() else mask
 
 
-def _seen(tokens: Tensor, mask: Tensor | None, logits: Tensor) -> Tensor:
-    """Which tokens stand in each row: [B, vocab_size] bool."""
-    counts = torch.zeros_like(logits, dtype=torch.int64)
-    ones = torch.ones_like(tokens) if mask is None else mask.long()
-    return counts.scatter_add_(1, tokens, ones) > 0
+def _histories(
+    prompts: Tensor | Sequence[Tensor], params: SamplingParams, logits: Tensor
+) -> list[History]:
+    """That of each row where penalties ask for it, else none."""
+    if not params.penalises:
+        return []
+    return [History(prompt.long(), logits.shape[-1], logits.device) for prompt in prompts]
 
 
-def _penalised(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
-    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
-
-
-def _likely(probabilities: Tensor, params: SamplingParams) -> Tensor:
-    """The probabilities with those cut to zero that top_k, top_p and min_p leave out."""
-    largest = probabilities.amax(dim=-1, keepdim=True)
-    kept = probabilities.masked_fill(probabilities < params.min_p * largest, 0)
-    if 0 < params.top_k < probabilities.shape[-1]:
-        first = probabilities.topk(params.top_k, dim=-1).indices
-        kept = kept.masked_fill(torch.ones_like(kept, dtype=torch.bool).scatter(1, first, False), 0)
-    if params.top_p < 1:
-        ordered, order = probabilities.sort(dim=-1, descending=True)
-        beyond = ordered.cumsum(dim=-1) - ordered >= params.top_p
-        kept = kept.masked_fill(torch.zeros_like(beyond).scatter(1, order, beyond), 0)
-    return kept
+def _adjusted(logits: Tensor, params: SamplingParams, histories: Sequence[History]) -> Tensor:
+    rows: Sequence[History | None] = histories or [None] * len(logits)
+    return torch.stack(
+        [adjusted(row, params, history) for row, history in zip(logits, rows, strict=True)]
+    )

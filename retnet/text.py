@@ -7,8 +7,9 @@ from typing import Protocol
 
 import torch
 
-from retnet.generation import SamplingParams, generate
+from retnet.generation import generate
 from retnet.model import RetNet
+from retnet.sampling import SamplingParams
 
 
 class Tokenizer(Protocol):

@@ -27,8 +27,8 @@ from retnet.commands.terminal import bytes_text, visible
 from retnet.config import PRESETS, ModelConfig, preset
 from retnet.data.prepare.config import PrepareConfig
 from retnet.data.tokenizer import ByteTokenizer
-from retnet.generation import SamplingParams
 from retnet.model import RetNet
+from retnet.sampling import SamplingParams
 from retnet.train.config import OptimizerConfig, TrainConfig
 
 ROOT = Path(retnet.__file__).parent.parent
@@ -147,7 +147,9 @@ def test_attribute_texts_go_over_lines() -> None:
 def test_sampling_flags_are_those_of_the_library() -> None:
     defaults = {field.name: field.default for field in fields(SamplingParams)}
     assert {name: value for name, (_, value, _) in generate.SAMPLING.items()} == {
-        name: value for name, value in defaults.items() if name not in ("stop", "stop_tokens")
+        name: value
+        for name, value in defaults.items()
+        if name not in ("logit_bias", "stop", "stop_tokens")
     }
 
 

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from retnet.config import ModelConfig
-from retnet.generation import SamplingParams, generate, prefill, sample, step
+from retnet.generation import generate, prefill, step
 from retnet.model import RetNet, RetNetState
+from retnet.sampling import SamplingParams, choose, sample
 
 VOCAB = 19
 GREEDY = SamplingParams(temperature=0, max_tokens=12)
@@ -420,3 +421,55 @@ def test_bad_argument(bad: str) -> None:
     call, message = BAD[bad]
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_rows_are_chosen_each_by_its_own() -> None:
+    """With different rules in one batch, a row gets what it gets alone, whatever is beside it."""
+    rules = [
+        SamplingParams(temperature=0),
+        SamplingParams(),
+        SamplingParams(top_k=3, temperature=2.0),
+        SamplingParams(top_p=0.7),
+        SamplingParams(min_p=0.2, top_k=400),
+        SamplingParams(top_p=0.999, temperature=5.0),
+    ]
+    logits = torch.randn(6, 1000, generator=seeded(5)) * 3
+    for seed in range(20):
+        uniform = torch.rand(6, dtype=torch.float64, generator=seeded(seed))
+        together = choose(logits, rules, uniform)
+        alone = [choose(logits[i : i + 1], rules[i : i + 1], uniform[i : i + 1]) for i in range(6)]
+        assert torch.equal(together, torch.cat(alone))
+
+
+@pytest.mark.parametrize("top_p", [0.3, 0.9, 0.9999])
+def test_top_p_of_a_large_vocabulary_is_that_of_a_sorted_one(top_p: float) -> None:
+    """Few are looked at where few are enough; the tokens that are kept must be the same."""
+    for scale in (0.1, 8.0):
+        logits = torch.randn(1, 3000, generator=seeded(1)) * scale
+        ordered, order = logits.double().softmax(dim=-1)[0].sort(descending=True)
+        kept = set(order[: int((ordered.cumsum(0) - ordered < top_p).sum())].tolist())
+        chosen = sample(logits.expand(3000, -1), SamplingParams(top_p=top_p), seeded())
+        assert set(chosen.tolist()) <= kept
+        uniform = torch.tensor([0.0, 1 - 1e-12], dtype=torch.float64)
+        ends = choose(logits.expand(2, -1), [SamplingParams(top_p=top_p)] * 2, uniform)
+        assert ends.tolist() == [min(kept), max(kept)]
+
+
+def test_penalties_by_count_by_hand() -> None:
+    """Frequency counts what was generated, presence whether it was; the prompt counts for none."""
+    tokens, start = drawn_tokens(1, 4), 4
+    params = SamplingParams(
+        temperature=0,
+        max_tokens=20,
+        frequency_penalty=0.05,
+        presence_penalty=0.1,
+        logit_bias={3: 0.2, 5: -50.0},
+    )
+    for chosen in generate(MODEL, tokens, params):
+        logits = MODEL(tokens)[0][0, -1]
+        counts = torch.bincount(tokens[0, start:], minlength=VOCAB)
+        logits = logits - 0.05 * counts - 0.1 * (counts > 0)
+        logits[3] += 0.2
+        logits[5] -= 50
+        assert chosen.item() == logits.argmax().item() != 5
+        tokens = torch.cat([tokens, chosen[:, None]], dim=1)

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from retnet.config import ModelConfig
 from retnet.data.tokenizer import ByteTokenizer
-from retnet.generation import SamplingParams
 from retnet.model import RetNet
+from retnet.sampling import SamplingParams
 from retnet.text import UntilStop, complete
 
 BOS, EOS = ByteTokenizer.bos_id, ByteTokenizer.eos_id

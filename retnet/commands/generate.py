@@ -32,6 +32,8 @@ SAMPLING: dict[str, tuple[Any, Any, str]] = {
         1.0,
         "above 1: tokens that were there already become less likely",
     ),
+    "frequency_penalty": (float, 0.0, "above 0: less likely with every time that it was written"),
+    "presence_penalty": (float, 0.0, "above 0: what was written at all becomes less likely"),
 }
 
 
@@ -77,7 +79,7 @@ def _generate(values: Values) -> int:
 
     from retnet.checkpoint import load_checkpoint
     from retnet.data.pretrained import load_any_tokenizer
-    from retnet.generation import SamplingParams
+    from retnet.sampling import SamplingParams
     from retnet.text import complete
     from retnet.train.environment import find_device, threads
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from retnet.data.tokens import TokenData, TokenDocument
-from retnet.generation import SamplingParams
 from retnet.model import RetNet
+from retnet.sampling import SamplingParams
 from retnet.text import complete
 from retnet.train.config import TrainConfig
 from retnet.train.interrupt import Stop

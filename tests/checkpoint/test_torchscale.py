@@ -12,10 +12,11 @@ from torch import Tensor
 from retnet.checkpoint import CheckpointError, from_torchscale, to_torchscale
 from retnet.checkpoint.torchscale import exactness, version
 from retnet.config import ModelConfig
-from retnet.generation import SamplingParams, generate
+from retnet.generation import generate
 from retnet.model import RetNet
 from retnet.ops import retention_chunkwise, retention_parallel, retention_recurrent
 from retnet.position import log_decays, rotary_angles
+from retnet.sampling import SamplingParams
 
 VOCAB, LENGTH = 97, 40
 ANGLE, DECAY = "retnet_rel_pos.angle", "retnet_rel_pos.decay"

@@ -13,9 +13,9 @@ from transformers import AutoTokenizer, DynamicCache, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from retnet.data.tokenizer import ByteTokenizer
-from retnet.generation import SamplingParams
 from retnet.generation import generate as own_generate
 from retnet.hf import RetNetCache, RetNetForCausalLM
+from retnet.sampling import SamplingParams
 
 ROOT = Path(__file__).parents[2]
 GREEDY: dict[str, Any] = {"do_sample": False, "eos_token_id": None}

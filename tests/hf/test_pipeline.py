@@ -11,8 +11,9 @@ from transformers import Pipeline, TextIteratorStreamer, pipeline
 
 import retnet
 from retnet.data.tokenizer import ByteTokenizer
-from retnet.generation import SamplingParams, generate
+from retnet.generation import generate
 from retnet.hf import RetNetConfig, RetNetForCausalLM, RetNetForSequenceClassification
+from retnet.sampling import SamplingParams
 from retnet.text import complete
 
 PROMPTS = ["Hello", "a longer text, with ünïcödé", "x"]
