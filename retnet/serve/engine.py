@@ -1,0 +1,289 @@
+"""The engine: many requests at once on one model, token ids in and out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from retnet.decoding import Decoder
+from retnet.model import RetNetState
+from retnet.sampling import History, adjusted, choose
+from retnet.serve.pool import StatePool
+from retnet.serve.prefix_cache import Prefix, PrefixCache
+from retnet.serve.request import Finish, Output, PromptRead, Request, TokenLogprob
+from retnet.serve.scheduler import Job, Scheduler
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """How an engine is doing. num_reading and num_writing have a slot, num_waiting have none."""
+
+    num_waiting: int
+    num_reading: int
+    num_writing: int
+    num_slots: int
+    slot_bytes: int
+    num_prefixes: int
+    prefix_bytes: int
+    prefix_hits: int
+    prefix_misses: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """All that came of a request; see `Output`."""
+
+    tokens: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...]
+    prompt: PromptRead | None
+    finish: Finish
+    prompt_state: RetNetState | None
+    state: RetNetState | None
+
+
+class Engine:
+    """Serves requests step by step; what a request gets depends on it alone, to the last bit.
+
+    Args:
+        decoder: the model.
+        num_slots: how many requests are served at once; each takes `slot_bytes`, always.
+        prefill_chunk: the most tokens of prompts that are read in a step, and the pieces in which
+            a prompt is read.
+        prefix_cache_bytes: for the states after beginnings of prompts; 0 keeps none.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        *,
+        num_slots: int = 16,
+        prefill_chunk: int = 256,
+        prefix_cache_bytes: int = 2**29,
+    ) -> None:
+        for name, value, least in (
+            ("num_slots", num_slots, 1),
+            ("prefill_chunk", prefill_chunk, 1),
+            ("prefix_cache_bytes", prefix_cache_bytes, 0),
+        ):
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+        self.decoder = decoder
+        self._pool = StatePool(decoder.new_state(num_slots))
+        self._scheduler = Scheduler(prefill_chunk)
+        self._prefixes = PrefixCache(prefix_cache_bytes, prefill_chunk)
+        self._next_id = self._num_hits = self._num_misses = 0
+        self._aborted: list[Output] = []
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do anything."""
+        return bool(self._aborted or self._scheduler.jobs)
+
+    def stats(self) -> EngineStats:
+        """How it is doing now."""
+        scheduler, prefixes = self._scheduler, self._prefixes
+        return EngineStats(
+            num_waiting=len(scheduler.waiting),
+            num_reading=len(scheduler.reading),
+            num_writing=len(scheduler.writing),
+            num_slots=self._pool.num_slots,
+            slot_bytes=self._pool.slot_bytes,
+            num_prefixes=len(prefixes),
+            prefix_bytes=prefixes.num_bytes,
+            prefix_hits=self._num_hits,
+            prefix_misses=self._num_misses,
+        )
+
+    def check(self, request: Request) -> None:
+        """ValueError for a request that names tokens which the model has not."""
+        size = self.decoder.vocab_size
+        named = (*request.prompt, *request.params.logit_bias)
+        outside = [token for token in named if not 0 <= token < size]
+        if outside:
+            raise ValueError(f"token ids must be in [0, {size}), got {outside[0]}")
+
+    def add(self, request: Request) -> int:
+        """Take on a request; its id. Raises as `check` does."""
+        self.check(request)
+        self._next_id += 1
+        generator = torch.Generator().manual_seed(request.seed)
+        job = Job(self._next_id, request, generator, state=request.state)
+        self._scheduler.waiting.append(job)
+        return job.id
+
+    def abort(self, request_id: int) -> None:
+        """End a request now; its slot is free for the next step, which tells of its end."""
+        job = self._scheduler.find(request_id)
+        if job is not None:
+            self._end(job)
+            self._aborted.append(Output(request_id, finish=Finish.ABORTED))
+
+    @torch.no_grad()
+    def step(self) -> list[Output]:
+        """Read some of the prompts and a token in each row that writes; what came of it."""
+        outputs, self._aborted = self._aborted, []
+        for job in self._scheduler.admit(self._pool.num_free):
+            self._begin(job)
+        outputs += self._write_tokens()
+        for job in self._scheduler.next_to_read():
+            self._read_piece(job)
+            if not job.num_unread:
+                outputs.append(self._prompt_read(job))
+        return outputs
+
+    def generate(self, requests: Sequence[Request]) -> list[Result]:
+        """All requests at once, to their ends."""
+        ids = [self.add(request) for request in requests]
+        outputs: dict[int, list[Output]] = {request_id: [] for request_id in ids}
+        while self.has_work:
+            for output in self.step():
+                outputs[output.request_id].append(output)
+        return [_result(outputs[request_id]) for request_id in ids]
+
+    def _begin(self, job: Job) -> None:
+        """A job has come to its turn: give it a slot."""
+        job.slot = self._pool.take()
+        request = job.request
+        if request.params.penalises:
+            prompt = torch.tensor(request.prompt)
+            job.history = History(prompt, self.decoder.vocab_size, self.decoder.device)
+
+    def _skip_known(self, job: Job) -> None:
+        """Go on behind what is known of a job's prompt, perhaps since its last piece."""
+        request = job.request
+        if request.state is not None or request.prompt_logprobs or not self._prefixes.max_bytes:
+            return
+        found = self._prefixes.longest(request.prompt)
+        if found is not None and found.num_tokens > job.num_read:
+            job.num_cached += found.num_tokens - job.num_read
+            job.num_read, job.state, job.logits = found.num_tokens, found.state, found.logits
+
+    def _read_piece(self, job: Job) -> None:
+        """Read on in a prompt, up to the end of a piece."""
+        self._skip_known(job)
+        if not job.num_unread:
+            return
+        prompt, model = job.request.prompt, self.decoder.model
+        part = prompt[job.num_read : job.num_read + self._scheduler.piece]
+        tokens = torch.tensor([part], device=self.decoder.device)
+        features, job.state = model.features(tokens, job.state)
+        if job.request.prompt_logprobs:
+            self._note_prompt_logprobs(job, model.logits(features[0]).float())
+        job.num_read += len(part)
+        job.logits = None
+        if not job.num_unread:
+            job.logits = model.logits(features[:, -1])[0].float()
+        if job.request.state is None and self._prefixes.wants(job.num_read, prompt):
+            self._prefixes.put(prompt, Prefix(job.num_read, job.state, job.logits))
+
+    def _note_prompt_logprobs(self, job: Job, logits: Tensor) -> None:
+        """logits [T, vocab_size] after each token of the piece that comes next."""
+        prompt, first = job.request.prompt, job.num_read
+        if not first:
+            job.prompt_logprobs.append(None)
+        targets = prompt[first + 1 : first + 1 + len(logits)]
+        assert job.request.num_logprobs is not None
+        job.prompt_logprobs += _logprobs(logits[: len(targets)], targets, job.request.num_logprobs)
+
+    def _prompt_read(self, job: Job) -> Output:
+        """A prompt has been read: choose the first token."""
+        assert job.state is not None and job.slot is not None and job.logits is not None
+        self._pool.write_(job.slot, job.state)
+        if job.request.returns_state:
+            job.prompt_state = job.state
+        job.state = None
+        self._scheduler.start_writing(job)
+        self._num_hits += job.num_cached > 0
+        self._num_misses += job.num_cached == 0
+        read = PromptRead(job.num_cached, tuple(job.prompt_logprobs))
+        if job.request.params.max_tokens == 0:
+            return replace(self._finished(job, Finish.LENGTH), prompt=read)
+        [output] = self._choose([job], job.logits[None])
+        return replace(output, prompt=read)
+
+    def _write_tokens(self) -> list[Output]:
+        """A token for each job that writes."""
+        jobs = list(self._scheduler.writing)
+        if not jobs:
+            return []
+        device = self.decoder.device
+        tokens = torch.tensor([job.last for job in jobs], device=device)
+        slots = torch.tensor([job.slot for job in jobs], device=device)
+        return self._choose(jobs, self.decoder.step_(tokens, self._pool.state, slots))
+
+    def _choose(self, jobs: Sequence[Job], logits: Tensor) -> list[Output]:
+        """The next token of each job, from logits [B, vocab_size]."""
+        are_numbers = logits.isfinite().all(dim=-1).tolist()
+        params = [job.request.params for job in jobs]
+        rows = list(logits)
+        for row, job in enumerate(jobs):
+            if job.history is not None or params[row].logit_bias:
+                rows[row] = adjusted(rows[row], params[row], job.history)
+        draws = [torch.rand((), dtype=torch.float64, generator=job.generator) for job in jobs]
+        uniform = torch.stack(draws).to(logits.device)
+        # What are no numbers is not chosen from: its job ends.
+        safe = torch.stack(rows).nan_to_num()
+        chosen = choose(safe, params, uniform).tolist()
+        return [
+            self._chosen(job, token, raw) if is_number else self._finished(job, Finish.FAILED)
+            for job, token, raw, is_number in zip(jobs, chosen, logits, are_numbers, strict=True)
+        ]
+
+    def _chosen(self, job: Job, token: int, logits: Tensor) -> Output:
+        """A token was chosen for a job from logits [vocab_size]."""
+        request = job.request
+        job.last, job.num_generated = token, job.num_generated + 1
+        if job.history is not None:
+            job.history.append(token)
+        output = Output(job.id)
+        if token in request.params.stop_tokens:
+            output = self._finished(job, Finish.STOP)
+        elif job.num_generated == request.params.max_tokens:
+            output = self._finished(job, Finish.LENGTH)
+        logprob = None
+        if request.num_logprobs is not None:
+            [logprob] = _logprobs(logits[None], [token], request.num_logprobs)
+        return replace(output, token=token, logprob=logprob)
+
+    def _finished(self, job: Job, finish: Finish) -> Output:
+        output = Output(job.id, finish=finish)
+        if job.request.returns_state:
+            assert job.slot is not None
+            output = replace(output, prompt_state=job.prompt_state, state=self._pool.read(job.slot))
+        self._end(job)
+        return output
+
+    def _end(self, job: Job) -> None:
+        """Take a job off, and make its slot free."""
+        self._scheduler.remove(job)
+        if job.slot is not None:
+            self._pool.give_back(job.slot)
+            job.slot = None
+
+
+def _logprobs(logits: Tensor, tokens: Sequence[int], num_top: int) -> list[TokenLogprob]:
+    """How likely tokens [T] were by logits [T, vocab_size]."""
+    logprobs = logits.float().log_softmax(dim=-1)
+    top = logprobs.topk(min(num_top, logprobs.shape[-1]), dim=-1)
+    index = torch.tensor(tokens, dtype=torch.int64, device=logits.device)[:, None]
+    found = logprobs.gather(1, index)[:, 0].tolist()
+    return [
+        TokenLogprob(token, logprob, tuple(zip(ids, values, strict=True)))
+        for token, logprob, ids, values in zip(
+            tokens, found, top.indices.tolist(), top.values.tolist(), strict=True
+        )
+    ]
+
+
+def _result(outputs: Sequence[Output]) -> Result:
+    last = outputs[-1]
+    assert last.finish is not None
+    return Result(
+        tokens=tuple(output.token for output in outputs if output.token is not None),
+        logprobs=tuple(output.logprob for output in outputs if output.logprob is not None),
+        prompt=next((output.prompt for output in outputs if output.prompt is not None), None),
+        finish=last.finish,
+        prompt_state=last.prompt_state,
+        state=last.state,
+    )

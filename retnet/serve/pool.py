@@ -1,0 +1,50 @@
+"""Where the states of running requests are: a fixed number of slots, allotted once."""
+
+import torch
+
+from retnet.model import RetNetState
+
+
+class StatePool:
+    """Slots for the states of requests; a slot is a row of one state.
+
+    state: of as many rows as there are slots; it belongs to the pool from then on.
+    """
+
+    def __init__(self, state: RetNetState) -> None:
+        self.state = state
+        self.num_slots = len(state.position)
+        self._free = list(reversed(range(self.num_slots)))
+
+    @property
+    def num_free(self) -> int:
+        """How many slots can be taken."""
+        return len(self._free)
+
+    @property
+    def slot_bytes(self) -> int:
+        """Bytes of memory that a slot takes, whatever has been read."""
+        return self.state.num_bytes // self.num_slots
+
+    def take(self) -> int:
+        """A free slot; there has to be one. What is in it is left from before."""
+        return self._free.pop()
+
+    def give_back(self, slot: int) -> None:
+        """Make a slot free again."""
+        assert slot not in self._free
+        self._free.append(slot)
+
+    @torch.no_grad()
+    def write_(self, slot: int, state: RetNetState) -> None:
+        """Put a state of one row into a slot."""
+        for layer, written in zip(self.state.layers, state.layers, strict=True):
+            layer[slot] = written[0]
+        self.state.position[slot] = state.position[0]
+
+    def read(self, slot: int) -> RetNetState:
+        """A copy of what is in a slot, one row."""
+        return RetNetState(
+            tuple(layer[slot : slot + 1].clone() for layer in self.state.layers),
+            self.state.position[slot : slot + 1].clone(),
+        )
