@@ -66,7 +66,7 @@ class Finish(Enum):
     STOP = "stop"  # a stop token, which the output holds
     LENGTH = "length"
     ABORTED = "aborted"
-    FAILED = "failed"  # the model gave scores that are not numbers
+    FAILED = "failed"  # the model gave scores that are not numbers, or the engine broke down
 
 
 @dataclass(frozen=True)

@@ -120,15 +120,18 @@ class AsyncEngine:
                 self._stats = self.engine.stats()
         except Exception:
             _log.exception("a step of the engine failed; it serves no more")
-            raise
-        finally:
-            self._is_stopped = True
-            while not self._commands.empty():  # what was asked just before the end
-                command = self._commands.get()
-                if command is not None:
-                    command()
-            for request_id in list(self._streams):
-                self._hand_out(Output(request_id, finish=Finish.ABORTED))
+            self._end_all(Finish.FAILED)
+        else:
+            self._end_all(Finish.ABORTED)
+
+    def _end_all(self, finish: Finish) -> None:
+        self._is_stopped = True
+        while not self._commands.empty():  # what was asked just before the end
+            command = self._commands.get()
+            if command is not None:
+                command()
+        for request_id in list(self._streams):
+            self._hand_out(Output(request_id, finish=finish))
 
     def _take_commands(self) -> bool:
         """Do what was asked, waiting where there is nothing else to do; False at the end."""

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
 
 import pytest
+import torch
 
 from retnet.config import ModelConfig
 from retnet.decoding import Decoder
@@ -125,3 +126,23 @@ def test_stop_ends_what_runs() -> None:
         return outputs
 
     assert asyncio.run(run())[-1].finish == Finish.ABORTED
+
+
+def test_a_step_that_fails_tells_everybody(caplog: pytest.LogCaptureFixture) -> None:
+    """Nobody waits for ever on an engine that is gone, and the log says what happened."""
+    core = make_core()
+    engine = AsyncEngine(core)
+    engine.start()
+
+    async def run() -> list[Output]:
+        task = asyncio.create_task(collect(engine.stream(ENDLESS)))
+        await asyncio.sleep(0.05)
+        core.decoder.model.backbone.embed_tokens.weight.data = torch.empty(0, 32)
+        outputs = await asyncio.wait_for(task, 10)
+        with pytest.raises(EngineStoppedError):
+            await collect(engine.stream(ENDLESS))
+        return outputs
+
+    assert asyncio.run(run())[-1].finish == Finish.FAILED
+    assert "a step of the engine failed" in caplog.text
+    engine.stop()
