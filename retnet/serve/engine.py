@@ -38,7 +38,6 @@ class Result:
     logprobs: tuple[TokenLogprob, ...]
     prompt: PromptRead | None
     finish: Finish
-    prompt_state: RetNetState | None
     state: RetNetState | None
 
 
@@ -190,13 +189,12 @@ class Engine:
         """A prompt has been read: choose the first token."""
         assert job.state is not None and job.slot is not None and job.logits is not None
         self._pool.write_(job.slot, job.state)
-        if job.request.returns_state:
-            job.prompt_state = job.state
+        state = job.state if job.request.returns_state else None
         job.state = None
         self._scheduler.start_writing(job)
         self._num_hits += job.num_cached > 0
         self._num_misses += job.num_cached == 0
-        read = PromptRead(job.num_cached, tuple(job.prompt_logprobs))
+        read = PromptRead(job.num_cached, tuple(job.prompt_logprobs), state)
         if job.request.params.max_tokens == 0:
             return replace(self._finished(job, Finish.LENGTH), prompt=read)
         [output] = self._choose([job], job.logits[None])
@@ -250,7 +248,7 @@ class Engine:
         output = Output(job.id, finish=finish)
         if job.request.returns_state:
             assert job.slot is not None
-            output = replace(output, prompt_state=job.prompt_state, state=self._pool.read(job.slot))
+            output = replace(output, state=self._pool.read(job.slot))
         self._end(job)
         return output
 
@@ -284,6 +282,5 @@ def _result(outputs: Sequence[Output]) -> Result:
         logprobs=tuple(output.logprob for output in outputs if output.logprob is not None),
         prompt=next((output.prompt for output in outputs if output.prompt is not None), None),
         finish=last.finish,
-        prompt_state=last.prompt_state,
         state=last.state,
     )

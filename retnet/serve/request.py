@@ -22,7 +22,7 @@ class Request:
             k likeliest in its place.
         prompt_logprobs: those of the prompt's tokens too.
         state: one row, what was read before the prompt.
-        returns_state: the last output holds the states after the prompt and at the end.
+        returns_state: the states after the prompt and at the end are given out.
     """
 
     prompt: tuple[int, ...]
@@ -75,10 +75,12 @@ class PromptRead:
 
     num_cached: how many of its tokens needed no reading.
     logprobs: one a token if asked for, None for a first one that nothing was read before.
+    state: after the prompt, one row, if asked for.
     """
 
     num_cached: int
     logprobs: tuple[TokenLogprob | None, ...] = ()
+    state: RetNetState | None = None
 
 
 @dataclass(frozen=True)
@@ -91,8 +93,7 @@ class Output:
         logprob: that of the token, if asked for.
         prompt: once, with the first output after the prompt.
         finish: why the request ended with this output; None where it goes on.
-        prompt_state, state: with the last output if asked for: after the prompt, and after all but
-            the last generated token.
+        state: with the last output if asked for: after all but the last generated token.
     """
 
     request_id: int
@@ -100,5 +101,4 @@ class Output:
     logprob: TokenLogprob | None = None
     prompt: PromptRead | None = None
     finish: Finish | None = None
-    prompt_state: RetNetState | None = None
     state: RetNetState | None = None

@@ -24,7 +24,6 @@ class Job:
         last: the token that was generated last.
         num_generated: tokens generated so far.
         history: what penalties ask for.
-        prompt_state: kept where the request asks for it.
     """
 
     id: int
@@ -39,7 +38,6 @@ class Job:
     num_generated: int = 0
     history: History | None = None
     prompt_logprobs: list[TokenLogprob | None] = field(default_factory=list)
-    prompt_state: RetNetState | None = None
 
     @property
     def num_unread(self) -> int:

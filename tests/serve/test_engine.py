@@ -174,7 +174,8 @@ def test_states_go_out_and_come_in() -> None:
     [first] = make_engine().generate([request])
     model = DECODER.model
     read = torch.tensor([request.prompt])
-    assert_states_near(first.prompt_state, prefill(model, read)[1])
+    assert first.prompt is not None
+    assert_states_near(first.prompt.state, prefill(model, read)[1])
     read = torch.tensor([[*request.prompt, *first.tokens[:-1]]])
     assert_states_near(first.state, prefill(model, read)[1])
     rest = (first.tokens[-1], *drawn(5, 9))
