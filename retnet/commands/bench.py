@@ -38,7 +38,7 @@ def _run(values: Values) -> int:
         model_report,
         table,
     )
-    from retnet.train.environment import threads
+    from retnet.device import threads
 
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[values["dtype"]]
     num_tokens, rounds = values["num_tokens"], values["rounds"]

@@ -71,7 +71,7 @@ def _run(values: Values) -> int:
         if find_spec("lm_eval") is None:
             raise UsageError("eval needs EleutherAI's lm_eval: pip install 'retnet[eval]'")
 
-        from retnet.train.environment import find_device
+        from retnet.device import find_device
 
         device = find_device(values["device"])
         _require_model(folder)
@@ -108,7 +108,7 @@ def _evaluate(
     folder: Path, config: EvalConfig, device: "torch.device", values: Values
 ) -> "list[Score]":
     from retnet.eval.harness import prepare, score
-    from retnet.train.environment import threads
+    from retnet.device import threads
 
     with threads(values["threads"]):
         tasks = prepare(config)

@@ -97,7 +97,7 @@ def _train(
 ) -> int:
     from rich.console import Console
 
-    from retnet.train.environment import find_device
+    from retnet.device import find_device
     from retnet.train.loop import train
 
     if find_device(run.device).type == "cpu":

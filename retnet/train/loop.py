@@ -15,7 +15,8 @@ from retnet.data.tokens import TokenData, load_tokens
 from retnet.model import RetNet
 from retnet.parallel.world import World, join
 from retnet.train.config import TrainConfig
-from retnet.train.environment import find_device, separate_randomness, threads
+from retnet.device import find_device, threads
+from retnet.train.environment import separate_randomness
 from retnet.train.folder import RunFolder
 from retnet.train.identity import describe_run, require_same_run
 from retnet.train.interrupt import stop_on_signals
