@@ -107,8 +107,8 @@ def _require_model(folder: Path) -> None:
 def _evaluate(
     folder: Path, config: EvalConfig, device: "torch.device", values: Values
 ) -> "list[Score]":
-    from retnet.eval.harness import prepare, score
     from retnet.device import threads
+    from retnet.eval.harness import prepare, score
 
     with threads(values["threads"]):
         tasks = prepare(config)

@@ -79,9 +79,9 @@ def _generate(values: Values) -> int:
 
     from retnet.checkpoint import load_checkpoint
     from retnet.data.pretrained import load_any_tokenizer
+    from retnet.device import find_device, threads
     from retnet.sampling import SamplingParams
     from retnet.text import complete
-    from retnet.device import find_device, threads
 
     params = SamplingParams(stop=tuple(values["stop"]), **{name: values[name] for name in SAMPLING})
     directory = require_folder(values["model"])

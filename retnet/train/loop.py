@@ -12,10 +12,10 @@ from rich.console import Console
 from retnet.config import ModelConfig
 from retnet.data.batches import Streams, Windows
 from retnet.data.tokens import TokenData, load_tokens
+from retnet.device import find_device, threads
 from retnet.model import RetNet
 from retnet.parallel.world import World, join
 from retnet.train.config import TrainConfig
-from retnet.device import find_device, threads
 from retnet.train.environment import separate_randomness
 from retnet.train.folder import RunFolder
 from retnet.train.identity import describe_run, require_same_run

@@ -1,0 +1,107 @@
+"""`retnet serve`."""
+
+import os
+import sys
+from dataclasses import fields
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, get_type_hints
+
+from jsonargparse import ArgumentParser
+
+from retnet.commands.flags import (
+    Command,
+    UsageError,
+    Values,
+    add_flag,
+    attribute_texts,
+    naming_flags,
+)
+from retnet.commands.models import num_parameters, require_folder
+from retnet.commands.terminal import bytes_text
+from retnet.serve.config import ServeConfig
+from retnet.train.config import TrainConfig
+
+if TYPE_CHECKING:
+    from retnet.serve.service import Loaded
+
+_FIELDS = tuple(field.name for field in fields(ServeConfig))
+_METAVARS = {
+    "host": "HOST",
+    "session_dir": "DIR",
+    "api_key": "KEY",
+    "allowed_hosts": "[NAME,...]",
+    "cors_origins": "[URL,...]",
+}
+_KEY_VARIABLE = "RETNET_API_KEY"
+
+
+def _add_flags(parser: ArgumentParser) -> None:
+    default = TrainConfig.out
+    add_flag(parser, "model", str, default, "folder of a run or of another checkpoint", "DIR")
+    kinds, texts = get_type_hints(ServeConfig), attribute_texts(ServeConfig)
+    for field in fields(ServeConfig):
+        text = texts[field.name].removesuffix(".").replace("None", "null")
+        kind, metavar = kinds[field.name], _METAVARS.get(field.name)
+        add_flag(parser, field.name, kind, field.default, text, metavar)
+
+
+def _run(values: Values) -> int:
+    with naming_flags({name: f"--{name}" for name in _FIELDS}):
+        given = {name: values[name] for name in _FIELDS}
+        given["api_key"] = given["api_key"] or os.environ.get(_KEY_VARIABLE) or None
+        for name in ("allowed_hosts", "cors_origins"):
+            given[name] = None if given[name] is None else tuple(given[name])
+        config = ServeConfig(**given)
+        folder = require_folder(values["model"])
+        _require_packages()
+        _serve(folder, config)
+    return 0
+
+
+def _require_packages() -> None:
+    needed = ("fastapi", "uvicorn", "prometheus_client")
+    missing = [name for name in needed if find_spec(name) is None]
+    if missing:
+        raise UsageError(f"serve needs {', '.join(missing)}: pip install 'retnet[serve]'")
+
+
+def _serve(folder: Path, config: ServeConfig) -> None:
+    from retnet.checkpoint import read_config
+    from retnet.serve.server import serve
+    from retnet.serve.service import Service
+
+    read_config(folder)  # what is no model is told before anything is begun
+    if not config.is_loopback and config.api_key is None:
+        _say(f"anyone who reaches {config.host} can use this server: it has no --api_key")
+    _say(f"loading {folder}")
+    serve(Service(folder, config), lambda loaded, url: _tell(loaded, url, config))
+
+
+def _tell(loaded: "Loaded", url: str, config: ServeConfig) -> None:
+    """What the server is and what it takes, now that it can be used."""
+    stats, decoder = loaded.engine.stats(), loaded.decoder
+    dtype = str(decoder.dtype).removeprefix("torch.")
+    _say(f"{loaded.id}: {num_parameters(decoder.model.config):,} parameters, {dtype}")
+    _say(
+        f"{stats.num_slots} slots x {bytes_text(stats.slot_bytes)} = "
+        f"{bytes_text(stats.num_slots * stats.slot_bytes)} of states, whatever the lengths; "
+        f"known beginnings of prompts take up to {bytes_text(config.prefix_cache_mb * 1e6)}"
+    )
+    where = f"in {config.session_dir}" if config.session_dir else "in memory (--session_dir keeps)"
+    _say(f"sessions {where}; {url}")
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"retnet: {text}\n")
+    sys.stderr.flush()
+
+
+COMMAND = Command(
+    summary="serve a model to many users at once, over OpenAI's HTTP API",
+    usage="[--model DIR] [flags]",
+    details="Open its address in a browser to write with it; docs/serving.md has examples for "
+    "curl, OpenAI's client and lm-evaluation-harness. SIGTERM and Ctrl-C let running requests end.",
+    add_flags=_add_flags,
+    run=_run,
+)

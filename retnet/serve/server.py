@@ -1,0 +1,115 @@
+"""The server as a process: it answers while its model loads, and ends what runs before it goes."""
+
+import asyncio
+import logging
+import signal
+import socket
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
+
+import uvicorn
+
+from retnet.serve.app import make_app
+from retnet.serve.service import Loaded, Service
+
+_log = logging.getLogger(__name__)
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def serve(service: Service, on_ready: Callable[[Loaded, str], None]) -> None:
+    """Serve until SIGTERM or SIGINT, then until what runs has ended; the second one ends it now.
+
+    on_ready: told of the model and the server's URL when it can be used.
+
+    Raises:
+        OSError: where it can't listen.
+        ValueError: as loading the model does.
+    """
+    listener = _listen(service.config.host, service.config.port)
+    try:
+        asyncio.run(_serve(service, listener, on_ready))
+    finally:
+        listener.close()
+
+
+async def _serve(
+    service: Service, listener: socket.socket, on_ready: Callable[[Loaded, str], None]
+) -> None:
+    config = uvicorn.Config(
+        make_app(service, loads=False),
+        lifespan="off",
+        access_log=service.config.access_log,
+        log_level="info" if service.config.access_log else "warning",
+        timeout_graceful_shutdown=1,
+        h11_max_incomplete_event_size=64 * 1024,
+        server_header=False,
+    )
+    server = _Server(config)
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in _SIGNALS:
+        loop.add_signal_handler(number, _on_signal, stopping, server)
+    running = asyncio.create_task(server.serve(sockets=[listener]))
+    try:
+        await _load(service, stopping)
+        if service.is_loaded:
+            on_ready(service.loaded, url_of(listener))
+        await _first_of(stopping, running)
+        await service.drain()
+    finally:
+        server.should_exit = True
+        await asyncio.gather(running, return_exceptions=True)
+        await service.close()
+
+
+async def _load(service: Service, stopping: asyncio.Event) -> None:
+    """Load the model, unless the server is told to stop before."""
+    loading = asyncio.ensure_future(service.load())
+    await _first_of(stopping, loading)
+    if loading.done():
+        loading.result()
+
+
+async def _first_of(event: asyncio.Event, task: "asyncio.Future[None]") -> None:
+    waiting = asyncio.create_task(event.wait())
+    await asyncio.wait([waiting, task], return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    with suppress(asyncio.CancelledError):
+        await waiting
+
+
+def _on_signal(stopping: asyncio.Event, server: "_Server") -> None:
+    if stopping.is_set():
+        server.should_exit = server.force_exit = True
+        raise KeyboardInterrupt
+    stopping.set()
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn without signal handlers: what a signal means is decided here."""
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """Leave them alone."""
+        yield
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket that listens, so that a port that is taken is known before the model is loaded."""
+    [(family, _, _, _, address), *_] = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(2048)
+    except OSError as error:
+        listener.close()
+        raise OSError(error.errno, f"can't listen on {host}:{port}: {error.strerror}") from None
+    return listener
+
+
+def url_of(listener: socket.socket) -> str:
+    """What a browser is told."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
