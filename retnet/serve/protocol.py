@@ -3,6 +3,7 @@
 Numbers must be numbers: "5" and true are refused where an integer stands.
 """
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
@@ -18,6 +19,14 @@ Number = StrictFloat | StrictInt
 TokenIds = list[StrictInt]
 Stop = Annotated[StrictStr, Field(min_length=1, max_length=1024)]
 SessionId = Annotated[StrictStr, Field(max_length=64)]
+
+
+@dataclass(frozen=True)
+class Ends:
+    """What ends a text by itself, whatever a client asks for: ids of tokens, and strings."""
+
+    stop_tokens: tuple[int, ...] = ()
+    stop: tuple[str, ...] = ()
 
 
 class Body(BaseModel):
@@ -85,10 +94,10 @@ class Sampling(Body):
         options = self.stream_options
         return options is not None and (options.include_usage or options.continuous_usage_stats)
 
-    def params(self, max_tokens: int | None, stop_tokens: tuple[int, ...]) -> SamplingParams:
+    def params(self, max_tokens: int | None, ends: Ends) -> SamplingParams:
         """How tokens are chosen.
 
-        max_tokens: what the client asked for; stop_tokens: ids that end a text, unless ignored.
+        max_tokens: what the client asked for; ends: what ends a text by itself, unless ignored.
         """
         given = {
             name: getattr(self, name)
@@ -106,8 +115,8 @@ class Sampling(Body):
             max_tokens=DEFAULT_MAX_TOKENS if max_tokens is None else max_tokens,
             top_k=max(self.top_k or 0, 0),
             logit_bias=self._biases(),
-            stop=self.stops,
-            stop_tokens=() if self.ignore_eos else stop_tokens,
+            stop=(*self.stops, *(() if self.ignore_eos else ends.stop)),
+            stop_tokens=() if self.ignore_eos else ends.stop_tokens,
             **given,
         )
 

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 
 from retnet.serve.engine import Engine, EngineStats
@@ -74,7 +74,7 @@ class AsyncEngine:
         """How the engine was doing after its last step."""
         return self._stats
 
-    async def stream(self, request: Request) -> AsyncIterator[Output]:
+    async def stream(self, request: Request) -> AsyncGenerator[Output, None]:
         """What comes of a request, as it comes. Closing it before its end aborts the request.
 
         Raises:

@@ -1,7 +1,7 @@
 """A text that is being written: what the engine gives for a request, as characters."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Literal
@@ -39,7 +39,7 @@ class Piece:
 
 async def write(
     engine: AsyncEngine, tokenizer: Tokenizer, request: Request, deadline_s: float
-) -> AsyncIterator[Piece]:
+) -> AsyncGenerator[Piece, None]:
     """The pieces of what comes of a request; closing it earlier ends the request.
 
     deadline_s: on the event loop's clock, when to give up.
