@@ -10,7 +10,14 @@ from retnet.checkpoint.native import (
     refuse_other_model,
     save_checkpoint,
 )
-from retnet.checkpoint.state import STATE_FORMAT, fingerprint, load_state, save_state
+from retnet.checkpoint.state import (
+    STATE_FORMAT,
+    Conversation,
+    StateFormat,
+    fingerprint,
+    load_state,
+    save_state,
+)
 from retnet.checkpoint.syncdoth import from_syncdoth
 from retnet.checkpoint.torchscale import from_torchscale, to_torchscale
 
@@ -21,7 +28,9 @@ __all__ = [
     "STATE_FORMAT",
     "WEIGHTS_FILE",
     "CheckpointError",
+    "Conversation",
     "SavesItself",
+    "StateFormat",
     "fingerprint",
     "from_fla",
     "from_syncdoth",

@@ -3,8 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +20,13 @@ from retnet.checkpoint import (
     CheckpointError,
     files,
     load_checkpoint,
-    load_state,
     read_config,
     save_checkpoint,
-    save_state,
 )
 from retnet.config import ModelConfig
 from retnet.data.tokenizer import ByteTokenizer, load_tokenizer
-from retnet.model import RetNet, RetNetState
-
-resource = pytest.importorskip("resource", reason="limits on file sizes are of Unix")
+from retnet.model import RetNet
+from tests.disk import full_disk
 
 
 def make_model(seed: int = 0, **changes: Any) -> RetNet:
@@ -50,24 +46,6 @@ def assert_same_model(actual: RetNet, expected: RetNet) -> None:
     for name, tensor in theirs.items():
         assert mine[name].dtype == tensor.dtype
         assert torch.equal(mine[name], tensor), name
-
-
-def assert_same_state(actual: RetNetState, expected: RetNetState) -> None:
-    assert torch.equal(actual.position, expected.position)
-    for mine, theirs in zip(actual.layers, expected.layers, strict=True):
-        assert mine.dtype == theirs.dtype
-        assert torch.equal(mine, theirs)
-
-
-@contextmanager
-def full_disk(num_bytes: int) -> Iterator[None]:
-    """No file can grow beyond that many bytes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def files_in(directory: Path) -> dict[str, bytes]:
@@ -397,126 +375,6 @@ def test_a_model_that_can_be_converted(tmp_path: Path, fields: dict[str, Any], l
     (tmp_path / CONFIG_FILE).write_text(json.dumps({"model_type": "retnet", **fields}))
     with pytest.raises(CheckpointError, match=f"retnet convert --from {layout} SRC DST"):
         load_checkpoint(tmp_path)
-
-
-# States
-
-
-@pytest.fixture
-def state_file(tmp_path: Path) -> Path:
-    return tmp_path / "state.safetensors"
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("score_norm", ["none", "paper"])
-def test_state_round_trip(state_file: Path, score_norm: str, dtype: torch.dtype) -> None:
-    """Rows that have read differently much; what follows is the same to the bit."""
-    model = make_model(score_norm=score_norm).to(dtype)
-    state = RetNetState.stack([model(drawn_tokens(1, n))[1] for n in (3, 40)])
-    save_state(state_file, state, model)
-    loaded = load_state(str(state_file), model)
-    assert_same_state(loaded, state)
-    assert loaded.position.tolist() == [3, 40]
-    more = drawn_tokens(2, 4)
-    assert torch.equal(model(more, loaded)[0], model(more, state)[0])
-    assert [path.name for path in state_file.parent.iterdir()] == [state_file.name]
-
-
-def test_state_that_is_a_view(state_file: Path) -> None:
-    model = make_model()
-    _, state = model(drawn_tokens(3, 5))
-    view = RetNetState(tuple(layer[1:2] for layer in state.layers), state.position[1:2])
-    save_state(state_file, view, model)
-    assert_same_state(load_state(state_file, model), state.rows([1]))
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        lambda: make_model(1),
-        lambda: make_model(decay="equation8"),
-        lambda: make_model(score_norm="decay"),
-        lambda: make_model(num_layers=3),
-        lambda: make_model(rotary_pairing="halves"),
-    ],
-    ids=["weights", "decay", "score norm", "layers", "pairing"],
-)
-def test_state_of_another_model_is_refused(state_file: Path, other: Callable[[], RetNet]) -> None:
-    """Even one of the same shapes and weights that forgets or turns differently."""
-    model = make_model()
-    save_state(state_file, model(drawn_tokens(1, 5))[1], model)
-    with pytest.raises(CheckpointError, match=r"state of another model .*load it with the model"):
-        load_state(state_file, other())
-
-
-def test_state_of_the_model_before_training_is_refused(state_file: Path) -> None:
-    model = make_model()
-    save_state(state_file, model(drawn_tokens(1, 5))[1], model)
-    with torch.no_grad():
-        model.backbone.layers[1].mixer.k_proj.weight.mul_(1.01)
-    with pytest.raises(CheckpointError, match="state of another model"):
-        load_state(state_file, model)
-
-
-def test_state_fits_the_model_cast_to_bf16(tmp_path: Path, state_file: Path) -> None:
-    """And back the other way: read the prompt with one, go on with the other."""
-    model = make_model()
-    save_checkpoint(tmp_path / "run", model)
-    _, state = model(drawn_tokens(2, 9))
-    save_state(state_file, state, model)
-    half = load_checkpoint(tmp_path / "run", dtype=torch.bfloat16)
-    assert_same_state(load_state(state_file, half), state)
-    save_state(state_file, half(drawn_tokens(2, 9))[1], half)
-    assert load_state(state_file, load_checkpoint(tmp_path / "run")).position.tolist() == [9, 9]
-
-
-def test_full_disk_leaves_the_older_state(state_file: Path) -> None:
-    model = make_model()
-    _, state = model(drawn_tokens(2, 9))
-    save_state(state_file, state, model)
-    with full_disk(1_000), pytest.raises(CheckpointError, match="could not save the state to"):
-        save_state(state_file, model(drawn_tokens(20, 9))[1], model)
-    assert_same_state(load_state(state_file, model), state)
-    assert [path.name for path in state_file.parent.iterdir()] == [state_file.name]
-
-
-def change_state(change: Callable[[dict[str, Tensor]], object]) -> Callable[[Path], None]:
-    def rewrite(path: Path) -> None:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata()
-        tensors = load_file(path)
-        change(tensors)
-        save_file(tensors, path, metadata=metadata)
-
-    return rewrite
-
-
-BROKEN_STATES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "nothing there": (lambda path: path.unlink(), "there is no file"),
-    "cut short": (lambda path: os.truncate(path, 1_000), "damaged or not safetensors"),
-    "empty": (lambda path: os.truncate(path, 0), "damaged or not safetensors"),
-    "weights": (lambda path: save_file({"w": torch.ones(2)}, path), "is not a saved state"),
-    "a missing layer": (change_state(lambda tensors: tensors.pop("layers.1")), "layers.1"),
-    "no position": (change_state(lambda tensors: tensors.pop("position")), "position"),
-}
-
-
-@pytest.mark.parametrize("broken", BROKEN_STATES)
-def test_broken_state(state_file: Path, broken: str) -> None:
-    change, message = BROKEN_STATES[broken]
-    model = make_model()
-    save_state(state_file, model(drawn_tokens(2, 9))[1], model)
-    change(state_file)
-    with pytest.raises(CheckpointError, match=message) as error:
-        load_state(state_file, model)
-    assert str(state_file) in str(error.value)
-
-
-def test_saving_a_state_nowhere(tmp_path: Path) -> None:
-    model = make_model()
-    _, state = model(drawn_tokens(1, 2))
-    with pytest.raises(CheckpointError, match="could not save the state to"):
-        save_state(tmp_path / "missing" / "state.safetensors", state, model)
 
 
 def test_quantised_weights(tmp_path: Path) -> None:
