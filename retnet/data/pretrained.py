@@ -13,6 +13,7 @@ from retnet.data.tokenizer import (
     TOKENIZER_FILE,
     ByteTokenizer,
     OtherTokenizerError,
+    SpecialToken,
     load_tokenizer,
     printable_bytes,
 )
@@ -40,6 +41,7 @@ class PretrainedTokenizer:
         bos_id: what the tokenizer puts before a text; None where it puts nothing.
         eos_id, pad_id: None where it has none.
         vocab_size: its largest id and one.
+        special_tokens: those that texts can't name.
         fingerprint: differs where the ids of a text may.
     """
 
@@ -51,18 +53,21 @@ class PretrainedTokenizer:
             self._tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # whatever the library raises
             raise ValueError(f"{path} is not a readable tokenizer: {error}") from error
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        # Texts are data: what looks like a special token in one is not that token.
-        self._tokenizer.encode_special_tokens = True
+        _prepare(self._tokenizer)
+        self._within = _without_first_space(path) or self._tokenizer
         self.vocab_size = 1 + max(self._tokenizer.get_vocab().values(), default=-1)
         added = self._tokenizer.get_added_tokens_decoder().items()
         self._special = {index for index, token in added if token.special}
+        self.special_tokens = tuple(
+            SpecialToken(token.content, index, token.lstrip, token.rstrip)
+            for index, token in added
+            if token.special
+        )
         self._added = {index: token.content for index, token in added}
         self._is_byte_level = _is_byte_level(path)
         self._files = _read_files(Path(directory))
         self._bytes_of_characters = {char: byte for byte, char in enumerate(printable_bytes())}
-        settings = _settings(Path(directory))
+        settings = tokenizer_settings(Path(directory))
         self.eos_id = self._named(settings.get("eos_token"))
         self.pad_id = self._named(settings.get("pad_token"))
         self.bos_id = self._first(settings)
@@ -71,6 +76,12 @@ class PretrainedTokenizer:
     def encode(self, text: str) -> list[int]:
         """The ids of a text, without bos or eos."""
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def encode_within(self, text: str) -> list[int]:
+        """The ids of a text that stands behind others, so without the space that some tokenizers
+        put before the first.
+        """
+        return list(self._within.encode(text, add_special_tokens=False).ids)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each of some texts, without bos or eos."""
@@ -153,6 +164,33 @@ def load_any_tokenizer(
     return tokenizer
 
 
+def _prepare(tokenizer: Any) -> None:
+    """Let a tokenizer read all of a text, as data: special tokens' names in it are text too."""
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = True
+
+
+def _without_first_space(path: Path) -> Any | None:
+    """The tokenizer for texts behind others, where those at a beginning get a space."""
+    from tokenizers import Tokenizer
+
+    content = json.loads(path.read_text(encoding="utf-8"))
+    step = content.get("pre_tokenizer") or {}
+    first = [
+        each
+        for each in step.get("pretokenizers", [step])
+        if each.get("type") == "Metaspace" and each.get("prepend_scheme") == "first"
+    ]
+    if not first:
+        return None
+    for each in first:
+        each["prepend_scheme"] = "never"
+    tokenizer = Tokenizer.from_str(json.dumps(content))
+    _prepare(tokenizer)
+    return tokenizer
+
+
 def _is_byte_level(path: Path) -> bool:
     """Whether a tokenizer's characters stand for bytes; ValueError for kinds that aren't read."""
     content = json.loads(path.read_text(encoding="utf-8"))
@@ -180,7 +218,7 @@ def _fingerprint(path: Path, *special: int | None) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _settings(directory: Path) -> dict[str, Any]:
+def tokenizer_settings(directory: Path) -> dict[str, Any]:
     """What two files say of special tokens; the first that says something counts."""
     settings: dict[str, Any] = {}
     for name in ("special_tokens_map.json", TOKENIZER_CONFIG_FILE):

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,19 @@ class OtherTokenizerError(ValueError):
     """A tokenizer.json that is another's than ours."""
 
 
+@dataclass(frozen=True)
+class SpecialToken:
+    """A token that stands for no text.
+
+    strips_before, strips_after: whether it takes in the blanks there, where a text names it.
+    """
+
+    name: str
+    id: int
+    strips_before: bool = False
+    strips_after: bool = False
+
+
 class ByteTokenizer:
     """Byte b is id b + 3; pad is 0, bos 1, eos 2.
 
@@ -29,10 +43,15 @@ class ByteTokenizer:
     num_special = len(_SPECIAL_TOKENS)
     vocab_size = 256 + num_special
     fingerprint = "bytes"
+    special_tokens = tuple(SpecialToken(name, i) for i, name in enumerate(_SPECIAL_TOKENS))
 
     def encode(self, text: str | bytes) -> list[int]:
         """The ids of a text's UTF-8 bytes, without bos or eos."""
         return self.encode_array(_utf8(text)).tolist()
+
+    def encode_within(self, text: str) -> list[int]:
+        """The ids of a text that stands behind others: the same."""
+        return self.encode(text)
 
     def encode_array(self, data: bytes) -> NDArray[np.uint16]:
         """The ids [len(data)] of raw bytes; hundreds of times as fast as `encode`."""
