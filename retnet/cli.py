@@ -45,7 +45,17 @@ def exit_code(work: Callable[[], int]) -> int:
 def _run(arguments: Sequence[str]) -> int:
     # Here, not above: an interruption while they load is then caught as any other.
     from retnet import __version__
-    from retnet.commands import bench, convert, evaluate, generate, inspect, plot, prepare, train
+    from retnet.commands import (
+        bench,
+        convert,
+        evaluate,
+        generate,
+        inspect,
+        plot,
+        prepare,
+        serve,
+        train,
+    )
     from retnet.commands.flags import UsageError, make_parser, read_flags
     from retnet.config import nearest
 
@@ -53,6 +63,7 @@ def _run(arguments: Sequence[str]) -> int:
         "prepare": prepare.COMMAND,
         "train": train.COMMAND,
         "generate": generate.COMMAND,
+        "serve": serve.COMMAND,
         "plot": plot.COMMAND,
         "inspect": inspect.COMMAND,
         "eval": evaluate.COMMAND,

@@ -32,6 +32,7 @@ class ChatTemplate:
         settings: what tokenizer_config.json says: "bos_token" and such go to the template.
 
     Attributes:
+        source: as it was given.
         stop_ids: tokens that end the assistant's turn: eos, and the special token that the template
             closes it with.
         stop: the text that it closes it with, where that is no special token.
@@ -47,6 +48,7 @@ class ChatTemplate:
         tokenizer: ByteTokenizer | PretrainedTokenizer,
         settings: Mapping[str, Any],
     ) -> None:
+        self.source = source
         self._template = TemplateText(source)
         self._tokenizer = tokenizer
         self._variables = dict(_token_names(settings))

@@ -44,7 +44,10 @@ class Server:
                 f"max_tokens must be at most {most:,} on this server, got {max_tokens:,}",
                 param="max_tokens",
             )
-        return body.params(max_tokens, ends)
+        try:
+            return body.params(max_tokens, ends)
+        except ValueError as error:
+            raise ApiError(400, str(error), param=str(error).partition(" ")[0]) from None
 
     def require_length(self, prompt: Sequence[int]) -> None:
         """ApiError for a prompt longer than the server allows."""

@@ -125,7 +125,9 @@ class Sampling(Body):
             return {int(token): bias for token, bias in (self.logit_bias or {}).items()}
         except ValueError:
             raise ApiError(
-                400, "logit_bias must hold numbers by token ids, such as {'50': -100}"
+                400,
+                "logit_bias must hold numbers by token ids, such as {'50': -100}",
+                param="logit_bias",
             ) from None
 
 

@@ -5,7 +5,7 @@ import logging
 import signal
 import socket
 from collections.abc import Callable, Generator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import uvicorn
 
@@ -71,12 +71,10 @@ async def _load(service: Service, stopping: asyncio.Event) -> None:
         loading.result()
 
 
-async def _first_of(event: asyncio.Event, task: "asyncio.Future[None]") -> None:
+async def _first_of(event: asyncio.Event, task: "asyncio.Future[None] | asyncio.Task[None]") -> None:
     waiting = asyncio.create_task(event.wait())
-    await asyncio.wait([waiting, task], return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait((waiting, task), return_when=asyncio.FIRST_COMPLETED)
     waiting.cancel()
-    with suppress(asyncio.CancelledError):
-        await waiting
 
 
 def _on_signal(stopping: asyncio.Event, server: "_Server") -> None:

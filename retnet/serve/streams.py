@@ -59,7 +59,7 @@ class ClientLeftError(Exception):
 
 async def unless_left(request: Request, work: Awaitable[_T]) -> _T:
     """What some work gives; it is cancelled, and ClientLeftError raised, when the client leaves."""
-    task: asyncio.Task[_T] = asyncio.ensure_future(work)  # type: ignore[arg-type]
+    task: asyncio.Task[_T] = asyncio.ensure_future(work)
     await _first_of(task, _left(request.receive))
     if task.cancelled():
         raise ClientLeftError
