@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,9 @@ def replace_files(writers: Mapping[Path, Callable[[Path], object]]) -> None:
 
     They get the mode that new files have here; safetensors would let only their owner read them.
     """
-    asides = {path: path.with_name(f".{path.name}.{os.getpid()}.part") for path in writers}
+    # Not by the process id alone: several machines may share the folder.
+    ours = f"{os.getpid()}-{secrets.token_hex(4)}"
+    asides = {path: path.with_name(f".{path.name}.{ours}.part") for path in writers}
     try:
         for path, write in writers.items():
             asides[path].touch()
