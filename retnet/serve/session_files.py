@@ -33,7 +33,7 @@ _PART_IS_LEFT_S = 3600
 
 _ITS_FILE = "its file"  # clients are not told where it is
 
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+ID_PATTERN = "[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
 
 # By what a file is told from one that has replaced it.
 Stamp = tuple[int, ...]
@@ -67,7 +67,7 @@ class Session:
 
 def is_session_id(text: str) -> bool:
     """Whether a session can have that name."""
-    return _ID.fullmatch(text) is not None
+    return re.fullmatch(ID_PATTERN, text) is not None
 
 
 class SessionFiles:

@@ -98,6 +98,13 @@ class SessionStore:
         """Bytes of memory that they take."""
         return self._memory.num_bytes
 
+    def check_free(self, session_id: str) -> None:
+        """SessionBusyError for a session that is in a turn, SessionIdError for what no session is
+        called."""
+        _check_id(session_id)
+        if session_id in self._busy:
+            raise SessionBusyError(session_id, "is in the middle of a turn; wait for its end")
+
     async def create(self, session_id: str | None = None) -> Session:
         """A session that holds nothing. session_id: None for one that nobody guesses."""
         return await self._add(session_id, Conversation())
@@ -256,9 +263,7 @@ class SessionStore:
         return await asyncio.shield(task)
 
     def _claim(self, session_id: str) -> None:
-        _check_id(session_id)
-        if session_id in self._busy:
-            raise SessionBusyError(session_id, "is in the middle of a turn; wait for its end")
+        self.check_free(session_id)
         self._busy.add(session_id)
 
     def _task(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
