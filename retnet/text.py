@@ -92,6 +92,11 @@ class TextStream:
         """Whether the text has met a stop string; it ends before it."""
         return self._until_stop.is_stopped
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether no character waits for the rest of its bytes."""
+        return not self._decoder.getstate()[0]
+
     def push(self, token: int) -> str:
         """The text that is sure since this token came."""
         return self._pass(self._decoder.decode(self._tokenizer.decode_bytes([token])))

@@ -58,10 +58,12 @@ class Answering:
             async with aclosing(self._write(request, num_new)) as pieces:
                 async for piece in pieces:
                     given.append(piece)
-                    if piece.finish_reason is not None:
-                        after = conversation_after(loaded.engine, loaded.tokenizer, given)
-                        await turn.commit(await after)
-                    yield 0, piece
+                    if piece.finish_reason is None:
+                        yield 0, piece
+            # Now that its slot is free: what was returned may have to be read again in one.
+            after = conversation_after(loaded.engine, loaded.tokenizer, given, self._deadline_s)
+            await turn.commit(await after)
+            yield 0, given[-1]
 
     def _write(self, request: Request, num_new: int | None = None) -> AsyncGenerator[Piece, None]:
         loaded = self._loaded
