@@ -46,21 +46,21 @@ async def _serve(
         server_header=False,
     )
     server = _Server(config)
-    stopping = asyncio.Event()
+    stopping, now = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in _SIGNALS:
-        loop.add_signal_handler(number, _on_signal, stopping, server)
+        loop.add_signal_handler(number, _on_signal, stopping, now)
     running = asyncio.create_task(server.serve(sockets=[listener]))
     try:
         await _load(service, stopping)
         if service.is_loaded:
             on_ready(service.loaded, url_of(listener))
         await _first_of(stopping, running)
-        await service.drain()
+        await _first_of(now, asyncio.create_task(service.drain()))
     finally:
+        await service.close()  # those who are cut off are told
         server.should_exit = True
         await asyncio.gather(running, return_exceptions=True)
-        await service.close()
 
 
 async def _load(service: Service, stopping: asyncio.Event) -> None:
@@ -71,17 +71,16 @@ async def _load(service: Service, stopping: asyncio.Event) -> None:
         loading.result()
 
 
-async def _first_of(event: asyncio.Event, task: "asyncio.Future[None] | asyncio.Task[None]") -> None:
+async def _first_of(
+    event: asyncio.Event, task: "asyncio.Future[None] | asyncio.Task[None]"
+) -> None:
     waiting = asyncio.create_task(event.wait())
     await asyncio.wait((waiting, task), return_when=asyncio.FIRST_COMPLETED)
     waiting.cancel()
 
 
-def _on_signal(stopping: asyncio.Event, server: "_Server") -> None:
-    if stopping.is_set():
-        server.should_exit = server.force_exit = True
-        raise KeyboardInterrupt
-    stopping.set()
+def _on_signal(stopping: asyncio.Event, now: asyncio.Event) -> None:
+    (now if stopping.is_set() else stopping).set()
 
 
 class _Server(uvicorn.Server):

@@ -32,9 +32,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> RetNet:
 
 
 @pytest.fixture(scope="session")
-def server(
-    model_folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[RunningServer]:
+def server(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """In fp32, with 8 slots."""
     sessions = tmp_path_factory.mktemp("sessions")
     arguments = ["--dtype", "fp32", "--slots", "8", "--session_dir", str(sessions)]
