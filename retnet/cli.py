@@ -47,6 +47,7 @@ def _run(arguments: Sequence[str]) -> int:
     from retnet import __version__
     from retnet.commands import (
         bench,
+        chat,
         convert,
         evaluate,
         generate,
@@ -63,6 +64,7 @@ def _run(arguments: Sequence[str]) -> int:
         "prepare": prepare.COMMAND,
         "train": train.COMMAND,
         "generate": generate.COMMAND,
+        "chat": chat.COMMAND,
         "serve": serve.COMMAND,
         "plot": plot.COMMAND,
         "inspect": inspect.COMMAND,

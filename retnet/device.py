@@ -5,6 +5,8 @@ from contextlib import contextmanager
 
 import torch
 
+from retnet.ops.precision import cpu_has_fast_bf16
+
 
 def find_device(name: str) -> torch.device:
     """The device of a name; for "auto" cuda where there is one. ValueError if it can't be used."""
@@ -19,6 +21,14 @@ def find_device(name: str) -> torch.device:
             f"device {name!r} cannot be used here: {reason}; try 'auto' or 'cpu'"
         ) from error
     return device
+
+
+def find_dtype(name: str, device: torch.device) -> torch.dtype:
+    """What weights are best kept in: for "auto" bf16 where a device is fast at it, else fp32."""
+    if name == "auto":
+        is_fast = device.type != "cpu" or cpu_has_fast_bf16()
+        return torch.bfloat16 if is_fast else torch.float32
+    return {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
 
 
 @contextmanager

@@ -20,7 +20,7 @@ import retnet
 from retnet.allocator import AllocatorAnswer
 from retnet.checkpoint import save_checkpoint
 from retnet.cli import main
-from retnet.commands import bench, convert, evaluate, generate, inspect, plot, prepare, train
+from retnet.commands import bench, chat, convert, evaluate, generate, inspect, plot, prepare, train
 from retnet.commands.flags import attribute_texts, group_values, make_parser, read_flags
 from retnet.commands.models import model_config, num_parameters
 from retnet.commands.terminal import bytes_text, visible
@@ -36,6 +36,7 @@ COMMANDS = {
     "prepare": prepare.COMMAND,
     "train": train.COMMAND,
     "generate": generate.COMMAND,
+    "chat": chat.COMMAND,
     "plot": plot.COMMAND,
     "inspect": inspect.COMMAND,
     "eval": evaluate.COMMAND,

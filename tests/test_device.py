@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from retnet.device import find_device, threads
+from retnet.device import find_device, find_dtype, threads
+from retnet.ops.precision import cpu_has_fast_bf16
 
 
 def test_devices() -> None:
@@ -17,6 +18,15 @@ def test_a_device_that_is_missing_is_refused_in_one_line() -> None:
     with pytest.raises(ValueError, match="device 'cuda' cannot be used here") as refused:
         find_device("cuda")
     assert "\n" not in str(refused.value)
+
+
+def test_dtypes() -> None:
+    """The quick one for "auto"."""
+    cpu = torch.device("cpu")
+    assert find_dtype("fp32", cpu) == torch.float32
+    assert find_dtype("bf16", cpu) == torch.bfloat16
+    assert find_dtype("auto", cpu) == (torch.bfloat16 if cpu_has_fast_bf16() else torch.float32)
+    assert find_dtype("auto", torch.device("meta")) == torch.bfloat16
 
 
 def test_threads_are_given_back() -> None:

@@ -36,7 +36,7 @@ BELOW: dict[str, set[str]] = {
     "score": {"model", "loss", "data"},
     "train": {"checkpoint", "parallel", "score", "text", "measure", "device"},
     "measure": set(),
-    "device": set(),
+    "device": {"ops"},
     "bench": {"generation", "measure"},
     "hf": {"checkpoint", "text", "data"},
     "serve": {"checkpoint", "text", "data", "decoding", "device"},

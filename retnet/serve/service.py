@@ -14,8 +14,7 @@ from retnet.data.chat_template import ChatTemplate
 from retnet.data.pretrained import PretrainedTokenizer, load_any_tokenizer
 from retnet.data.tokenizer import ByteTokenizer
 from retnet.decoding import Decoder
-from retnet.device import find_device
-from retnet.ops.precision import cpu_has_fast_bf16
+from retnet.device import find_device, find_dtype
 from retnet.serve.config import ServeConfig
 from retnet.serve.engine import Engine
 from retnet.serve.errors import ApiError
@@ -125,7 +124,7 @@ def _load(directory: Path, config: ServeConfig) -> Loaded:
     device = find_device(config.device)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    model = load_checkpoint(directory, device=device, dtype=_dtype(config, device))
+    model = load_checkpoint(directory, device=device, dtype=find_dtype(config.dtype, device))
     tokenizer = load_any_tokenizer(directory, vocab_size=model.config.vocab_size)
     engine = Engine(
         Decoder(model),
@@ -141,10 +140,3 @@ def _load(directory: Path, config: ServeConfig) -> Loaded:
         AsyncEngine(engine, max_waiting=config.queue),
         SessionStore(model, folder, int(config.session_mb * 1e6)),
     )
-
-
-def _dtype(config: ServeConfig, device: torch.device) -> torch.dtype:
-    if config.dtype == "auto":
-        is_fast = device.type != "cpu" or cpu_has_fast_bf16()
-        return torch.bfloat16 if is_fast else torch.float32
-    return {"fp32": torch.float32, "bf16": torch.bfloat16}[config.dtype]
