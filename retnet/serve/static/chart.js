@@ -19,24 +19,32 @@ const dot = (className, cx, cy) => shape("circle", { class: className, cx, cy, r
 const label = (className, x, y, anchor, text) =>
   shape("text", { class: className, x, y, "text-anchor": anchor }, text);
 
-// 1, 2 or 5 times a power of ten, at least `number`.
+// 1, 2 or 5 times a power of ten: the least from `number` on.
 function roundUp(number) {
   const power = 10 ** Math.floor(Math.log10(number));
   return [1, 2, 5, 10].map((each) => each * power).find((each) => each >= number);
 }
 
+// Round amounts in steps, from one step up to `most`.
+function stepsTo(most) {
+  const step = roundUp(most / 5);
+  return Array.from({ length: Math.floor(most / step) }, (_, index) => step * (index + 1));
+}
+
 export function drawChart(svg, stateBytes, bytesPerToken, numTokens) {
   const mostTokens = roundUp(Math.max((2 * stateBytes) / bytesPerToken, 1.2 * numTokens));
   const mostBytes = mostTokens * bytesPerToken;
+  const ticks = stepsTo(mostBytes);
   const x = (tokens) => LEFT + ((RIGHT - LEFT) * tokens) / mostTokens;
   const y = (amount) => BOTTOM - ((BOTTOM - TOP) * amount) / mostBytes;
   const here = x(numTokens);
   const cacheHere = y(numTokens * bytesPerToken);
   const state = y(stateBytes);
+  const besideState = BOTTOM - state > 24 ? state + 14 : state - 6;
   svg.replaceChildren(
-    ...[0.5, 1].map((part) => line("grid", LEFT, y(part * mostBytes), RIGHT, y(part * mostBytes))),
+    ...ticks.map((amount) => line("grid", LEFT, y(amount), RIGHT, y(amount))),
     line("axis", LEFT, BOTTOM, RIGHT, BOTTOM),
-    ...[0.5, 1].map((part) => label("tick", LEFT - 6, y(part * mostBytes) + 3, "end", bytes(part * mostBytes))),
+    ...ticks.map((amount) => label("tick", LEFT - 6, y(amount) + 3, "end", bytes(amount))),
     label("tick", LEFT - 6, BOTTOM + 3, "end", "0"),
     label("tick", LEFT, BOTTOM + 16, "middle", "0"),
     label("tick", x(mostTokens / 2), BOTTOM + 16, "middle", short(mostTokens / 2)),
@@ -49,6 +57,6 @@ export function drawChart(svg, stateBytes, bytesPerToken, numTokens) {
     dot("cache", here, cacheHere),
     dot("state", here, state),
     label("name cache", x(mostTokens * 0.8) - 8, y(mostBytes * 0.8) - 4, "end", "a Transformer’s KV cache"),
-    label("name state", RIGHT, state + 14, "end", "the state"),
+    label("name state", RIGHT, besideState, "end", "the state"),
   );
 }

@@ -63,9 +63,11 @@ export class Composer {
     return taken;
   }
 
-  // What was taken did not become part of a text; what has been written since comes first.
+  // What was taken did not become part of a text. Returns whether it is in the box again: what has
+  // been written there since comes first.
   putBack(text) {
-    if (!prompt.value) prompt.value = text;
+    prompt.value ||= text;
+    return text === "" || prompt.value === text;
   }
 
   #describe() {

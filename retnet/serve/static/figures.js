@@ -9,6 +9,8 @@ const set = (id, text) => (byId(id).textContent = text);
 // Keys and values of 16 bits, one pair a layer, a token and a unit of width.
 const cacheBytesPerToken = ({ num_layers: layers, d_model: width }) => 2 * layers * width * 2;
 
+const timesAsMuch = (ratio) => `${ratio < 10 ? ratio.toFixed(1) : count(Math.round(ratio))} times as much`;
+
 export class Figures {
   #model = null;
 
@@ -34,8 +36,8 @@ export class Figures {
     set(
       "memory",
       ratio > 1
-        ? `The state takes ${bytes(state)} at any length. The keys and values of a Transformer of this shape would take ${bytes(perToken * numTokens)} by now, ${ratio.toPrecision(2)} times as much.`
-        : `The state takes ${bytes(state)} at any length. The keys and values of a Transformer of this shape would take more from ${count(Math.ceil(state / perToken))} tokens on.`,
+        ? `The state takes ${bytes(state)} at any length. The 16-bit keys and values of a Transformer of this shape would take ${bytes(perToken * numTokens)} by now, ${timesAsMuch(ratio)}.`
+        : `The state takes ${bytes(state)} at any length. The 16-bit keys and values of a Transformer of this shape would take more from ${count(Math.ceil(state / perToken))} tokens on.`,
     );
   }
 

@@ -31,7 +31,14 @@ async function attempt(action, again = null) {
   } catch (error) {
     if (error instanceof ServerError && error.status === 401) askForKey(error.message);
     else showError(error.message, again);
+    if (error.status === 404) await lookAgain().catch(() => {}); // what the panel lists is old
   }
+}
+
+async function lookAgain() {
+  const before = sessions.numTokens;
+  await sessions.refresh();
+  if (sessions.numTokens !== before || sessions.id === null) showSession();
 }
 
 function showModel() {
@@ -99,11 +106,10 @@ async function write() {
 async function turn(said, request, signal) {
   const before = sessions.numTokens;
   const pace = new Pace();
-  let view = null;
+  const view = beginTurn(said);
   let answer = "";
   let failure = null;
   const onPiece = (text) => {
-    view ??= beginTurn(said);
     view.append(text);
     announcer.add(text);
     answer += text;
@@ -120,10 +126,11 @@ async function turn(said, request, signal) {
     failure = error;
   }
   const end = failure === null ? await keptTurn() : await brokenTurn(before, signal.aborted);
-  view?.end(end);
   announcer.finish(end.note || "The end.");
-  if (view !== null) texts.add(sessions.id, { ...said, answer, ...end }, sessions.numTokens);
-  if (!end.isKept) composer.putBack(said.prompt);
+  const isUndone = !end.isKept && composer.putBack(said.prompt) && answer === "";
+  if (isUndone) view.remove();
+  else view.end(end);
+  if (end.isKept) texts.add(sessions.id, { ...said, answer, ...end }, sessions.numTokens);
   showCounts();
   if (failure !== null && !signal.aborted) throw failure;
 }
@@ -154,6 +161,14 @@ async function settled() {
     await new Promise((resolve) => setTimeout(resolve, 100));
   }
 }
+
+document.addEventListener("visibilitychange", () => {
+  if (!document.hidden && model !== null && running === null) lookAgain().catch(() => {});
+});
+
+// On a narrow screen the text comes first.
+if (matchMedia("(max-width: 56rem)").matches)
+  for (const panel of ["sessions", "sampling"]) byId(panel).open = false;
 
 startSampling();
 startKeys((entered) => {

@@ -49,12 +49,12 @@ export class Texts {
     const text = this.of(id);
     text.turns.push(turn);
     text.numTokens = numTokens;
-    write(`text.${id}`, { ...text, turns: text.turns.filter((each) => each.isKept) });
+    write(`text.${id}`, text);
   }
 
   copy(id, newId) {
     const { turns, numTokens } = this.of(id);
-    this.#texts.set(newId, { turns: turns.filter((each) => each.isKept), numTokens });
+    this.#texts.set(newId, { turns: [...turns], numTokens });
     write(`text.${newId}`, this.of(newId));
   }
 

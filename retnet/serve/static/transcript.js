@@ -30,6 +30,11 @@ class TurnView {
     if (follows) scrollToEnd();
   }
 
+  remove() {
+    this.root.remove();
+    byId("empty").hidden = turns.hasChildNodes() || !byId("earlier").hidden;
+  }
+
   // `note` says what became of a turn that the session does not hold, or may not.
   end({ isKept, note }) {
     const follows = isAtEnd();
@@ -44,7 +49,7 @@ class TurnView {
     if (isKept) return line;
     const dismiss = element("button", { className: "plain", type: "button", text: "Dismiss" });
     dismiss.addEventListener("click", () => {
-      this.root.remove();
+      this.remove();
       byId("prompt").focus();
     });
     line.append(dismiss);
