@@ -1,4 +1,4 @@
-"""The page at `/`: static files, sent under a policy that lets them use this server and no other."""
+"""The page at `/`: static files, under a policy that lets them use this server and no other."""
 
 from dataclasses import dataclass
 from hashlib import sha256
