@@ -22,7 +22,7 @@ class Desk:
 
     def __post_init__(self) -> None:
         self.page.set_default_timeout(20_000)
-        self.page.on("request", self.requests.append)
+        self.page.on("request", lambda request: self.requests.append(request))
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("console", lambda message: self.complaints.append(message.text))
 

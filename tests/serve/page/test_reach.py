@@ -15,7 +15,8 @@ RECORD_SPOKEN = """() => {
 }"""
 
 UNLABELLED = """() => [...document.querySelectorAll("input, textarea, button")]
-    .filter((each) => !each.labels?.length && !each.ariaLabel && !each.textContent.trim())
+    .filter((each) => each.checkVisibility() && !each.labels?.length)
+    .filter((each) => !each.ariaLabel && !each.textContent.trim())
     .map((each) => each.outerHTML)"""
 
 

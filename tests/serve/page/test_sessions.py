@@ -116,7 +116,9 @@ def test_replacing_is_asked_about(server: Served, desk: Desk, tmp_path: Path) ->
     assert number(desk.text("#num-tokens")) == len("Much") + 1 + 40
 
 
-@pytest.mark.parametrize("data", [b"", b"not a state", b"\xff" * 100])
+@pytest.mark.parametrize(
+    "data", [b"", b"not a state", b"\xff" * 40], ids=["empty", "text", "bytes"]
+)
 def test_a_file_that_is_no_session(server: Served, desk: Desk, tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "wrong.safetensors"
     path.write_bytes(data)
