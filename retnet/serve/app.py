@@ -20,6 +20,7 @@ from retnet.serve.completions import completion_router
 from retnet.serve.errors import ApiError
 from retnet.serve.limits import Limits
 from retnet.serve.metrics import Metrics
+from retnet.serve.page import add_page
 from retnet.serve.service import Service
 from retnet.serve.session_routes import session_router
 
@@ -45,6 +46,7 @@ def make_app(service: Service, *, loads: bool = True) -> FastAPI:
     app.include_router(chat_router(server))
     app.include_router(session_router(lambda: service.loaded.sessions))
     app.include_router(about_router(server))
+    add_page(app)
     _handle_errors(app)
     app.add_middleware(_limits(service, metrics))
     if service.config.cors_origins:
