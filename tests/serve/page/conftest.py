@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from tests.serve.page.desk import Desk
-from tests.serve.process import Served, make_model, serving
+from retnet.checkpoint import save_checkpoint
+from retnet.data.tokenizer import ByteTokenizer
+from tests.serve.page.desk import KEY, Desk
+from tests.serve.running import RunningServer, save_model, started
 
 _CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 _FLAGS = [
@@ -26,20 +29,23 @@ _OF_ANSWERS = "Failed to load resource: the server responded with"
 
 
 @pytest.fixture(scope="package")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """A model without a chat template, and sessions in a folder."""
-    folder = tmp_path_factory.mktemp("served")
-    model = make_model(folder / "small")
-    with serving(model, "--session_dir", str(folder / "sessions")) as served:
-        yield served
+    folder = tmp_path_factory.mktemp("page")
+    model = save_model(folder / "small")
+    with torch.no_grad():
+        model.backbone.embed_tokens.weight.mul_(4)  # so that what it writes changes
+    save_checkpoint(folder / "small", model, ByteTokenizer())
+    arguments = ["--dtype", "fp32", "--session_dir", str(folder / "sessions")]
+    with started(folder / "small", arguments) as running:
+        yield running
 
 
 @pytest.fixture
-def chat_server(tmp_path: Path) -> Iterator[Served]:
+def chat_server(model_folder: Path) -> Iterator[RunningServer]:
     """A model with a chat template, behind a key."""
-    model = make_model(tmp_path / "talker", has_chat_template=True)
-    with serving(model, key="a secret") as served:
-        yield served
+    with started(model_folder, ["--dtype", "fp32", "--api_key", KEY]) as running:
+        yield running
 
 
 @pytest.fixture(scope="package")
@@ -71,7 +77,7 @@ def new_desk(browser: Any) -> Iterator[Callable[..., Desk]]:
 
 
 @pytest.fixture
-def desk(server: Served, new_desk: Callable[..., Desk]) -> Desk:
+def desk(server: RunningServer, new_desk: Callable[..., Desk]) -> Desk:
     """A page with a short greedy turn set."""
     desk = new_desk().open(server)
     desk.set(temperature=0, max_tokens=40)

@@ -4,8 +4,11 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.serve.process import Served
+import httpx
 
+from tests.serve.running import RunningServer
+
+KEY = "a secret"
 LONG = 20_000  # tokens: no turn gets so far before a test stops it
 
 
@@ -26,7 +29,7 @@ class Desk:
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("console", lambda message: self.complaints.append(message.text))
 
-    def open(self, server: Served) -> "Desk":
+    def open(self, server: RunningServer) -> "Desk":
         self.page.goto(server.url)
         self.see("#model", "parameters")
         return self
@@ -101,6 +104,12 @@ def number(text: str) -> int:
     return int(text.replace(",", ""))
 
 
-def session_of(server: Served, desk: Desk) -> Any:
-    """What the server says of the session that is shown."""
-    return server.request(f"/v1/sessions/{desk.session}")
+def session_of(server: RunningServer, name: str) -> Any:
+    """What the server says of a session; None where there is none of that name."""
+    response = httpx.get(f"{server.url}/v1/sessions/{name}")
+    return None if response.status_code == 404 else response.json()
+
+
+def state_of(server: RunningServer, name: str) -> bytes:
+    """A session's file."""
+    return httpx.get(f"{server.url}/v1/sessions/{name}/state").content

@@ -1,37 +1,51 @@
 """The files of the page: what they are sent as, and that there are no others."""
 
-import json
 import re
 
+import httpx
 import pytest
 
-from tests.serve.process import Served
+from tests.serve.running import RunningServer
 
 
-def test_headers(server: Served) -> None:
+def test_headers(server: RunningServer) -> None:
     """A policy that allows this server alone, types that are meant, nothing kept unasked."""
-    status, body, headers = server.read("/")
-    assert status == 200 and b"<title>retnet</title>" in body
-    assert headers["content-type"] == "text/html; charset=utf-8"
-    assert headers["content-security-policy"].startswith("default-src 'self'; ")
-    assert "unsafe" not in headers["content-security-policy"]
-    assert headers["x-content-type-options"] == "nosniff"
-    assert headers["cache-control"] == "no-cache"
-    assert not re.search(rb"<style|<script>| style=| on\w+=", body)
-    for name in set(re.findall(r'static/([\w.]+)"', body.decode())):
-        assert server.read(f"/static/{name}")[0] == 200
-    kind = server.read("/static/main.js")[2]["content-type"]
-    assert kind == "text/javascript; charset=utf-8"
+    response = httpx.get(server.url)
+    assert response.status_code == 200 and "<title>retnet</title>" in response.text
+    assert response.headers["content-type"] == "text/html; charset=utf-8"
+    policy = response.headers["content-security-policy"]
+    assert policy.startswith("default-src 'self'; ") and "unsafe" not in policy
+    assert response.headers["x-content-type-options"] == "nosniff"
+    assert response.headers["cache-control"] == "no-cache"
+    assert not re.search(r"<style|<script>| style=| on\w+=", response.text)
 
 
-def test_static_files_are_asked_for_again(server: Served) -> None:
-    headers = server.read("/static/style.css")[2]
-    again = server.read("/static/style.css", headers={"if-none-match": headers["etag"]})
-    assert again[:2] == (304, b"")
-    assert server.read("/static/style.css", headers={"if-none-match": '"old"'})[0] == 200
+def test_all_that_it_names_is_there(server: RunningServer) -> None:
+    """Files that the page names, and modules that modules name."""
+    names = set(re.findall(r'static/([\w.]+)"', httpx.get(server.url).text))
+    assert {"main.js", "style.css", "icon.svg"} <= names
+    kinds = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
+    seen = set()
+    while names - seen:
+        name = (names - seen).pop()
+        seen.add(name)
+        response = httpx.get(f"{server.url}/static/{name}")
+        kind = kinds[name[name.index(".") :]]
+        assert response.headers["content-type"] == f"{kind}; charset=utf-8", name
+        names |= set(re.findall(r'from "\./(\w+\.js)"', response.text))
+    assert len(seen) > 10
+
+
+def test_files_are_asked_for_again(server: RunningServer) -> None:
+    url = f"{server.url}/static/style.css"
+    tag = httpx.get(url).headers["etag"]
+    again = httpx.get(url, headers={"if-none-match": tag})
+    assert (again.status_code, again.content) == (304, b"")
+    assert httpx.get(url, headers={"if-none-match": '"old"'}).status_code == 200
+    assert httpx.head(url).headers["etag"] == tag
 
 
 @pytest.mark.parametrize("name", ["nothing.js", "..%2fpage.py", "%2e%2e/page.py", "__init__.py"])
-def test_no_other_files(server: Served, name: str) -> None:
-    status, body, _ = server.read(f"/static/{name}")
-    assert status == 404 and json.loads(body)["error"]["message"]
+def test_no_other_files(server: RunningServer, name: str) -> None:
+    response = httpx.get(f"{server.url}/static/{name}")
+    assert response.status_code == 404 and response.json()["error"]["message"]

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.serve.page.desk import LONG, Desk
-from tests.serve.process import Served
+from tests.serve.page.desk import LONG, Desk, session_of
+from tests.serve.running import RunningServer
 
 RECORD_SPOKEN = """() => {
     const region = document.querySelector("#spoken");
@@ -59,7 +59,7 @@ def test_writing_by_keys(desk: Desk) -> None:
     assert desk.page.locator(".turn.lost").count() == 1
 
 
-def test_sessions_by_keys(server: Served, desk: Desk) -> None:
+def test_sessions_by_keys(server: RunningServer, desk: Desk) -> None:
     """A fork, a deletion that is thought better of, and one that isn't."""
     desk.write("By keys")
     first = desk.session
@@ -69,12 +69,12 @@ def test_sessions_by_keys(server: Served, desk: Desk) -> None:
     desk.see("#ask", second)
     desk.page.keyboard.press("Escape")
     desk.page.locator("#ask").wait_for(state="hidden")
-    assert server.read(f"/v1/sessions/{second}")[0] == 200
+    assert session_of(server, second)
     press(desk, "session-delete")
     press(desk, "ask-yes")
     assert desk.next_session(second) == "New text"
-    assert server.read(f"/v1/sessions/{second}")[0] == 404
-    assert server.read(f"/v1/sessions/{first}")[0] == 200
+    assert session_of(server, second) is None
+    assert session_of(server, first)
 
 
 def test_what_is_read_aloud(desk: Desk) -> None:
@@ -89,7 +89,7 @@ def test_what_is_read_aloud(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize("width", [320, 390, 768, 1440])
-def test_fits(server: Served, new_desk: Callable[..., Desk], width: int) -> None:
+def test_fits(server: RunningServer, new_desk: Callable[..., Desk], width: int) -> None:
     """Nothing is wider than the screen, in either colour scheme."""
     colours = set()
     for scheme in ("light", "dark"):

@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
+import httpx
 import pytest
 
-from tests.serve.page.desk import Desk, number, session_of
-from tests.serve.process import Served
+from tests.serve.page.desk import Desk, number, session_of, state_of
+from tests.serve.running import RunningServer
 
 
 def restore(desk: Desk, path: Path) -> str:
@@ -20,7 +21,7 @@ def delete(desk: Desk) -> None:
     desk.see("#text-title", "New text")
 
 
-def test_all_that_can_be_done(server: Served, desk: Desk, tmp_path: Path) -> None:
+def test_all_that_can_be_done(server: RunningServer, desk: Desk, tmp_path: Path) -> None:
     """New, fork, go on, save, delete, restore."""
     assert desk.take("new", "first") == "first"
     desk.write("It began")
@@ -32,20 +33,20 @@ def test_all_that_can_be_done(server: Served, desk: Desk, tmp_path: Path) -> Non
         desk.page.click("#session-save")
     assert download.value.suggested_filename == "second.safetensors"
     download.value.save_as(file)
-    assert file.read_bytes() == server.read("/v1/sessions/second/state")[1]
+    assert file.read_bytes() == state_of(server, "second")
     desk.write(" Then")
-    gone_on, num_tokens = desk.answers()[-1], session_of(server, desk)["num_tokens"]
+    gone_on, num_tokens = desk.answers()[-1], session_of(server, desk.session)["num_tokens"]
     delete(desk)
-    assert server.read("/v1/sessions/second")[0] == 404
+    assert session_of(server, "second") is None
     assert restore(desk, file) == "kept-1"
     assert "tokens have been read before" in desk.text("#earlier")
     desk.write(" Then")
     assert desk.answers() == [gone_on]
-    assert session_of(server, desk)["num_tokens"] == num_tokens
-    assert server.request("/v1/sessions/first")["num_tokens"] == len("It began") + 1 + 40
+    assert session_of(server, desk.session)["num_tokens"] == num_tokens
+    assert session_of(server, "first")["num_tokens"] == len("It began") + 1 + 40
 
 
-def test_a_fork_goes_its_own_way(server: Served, desk: Desk) -> None:
+def test_a_fork_goes_its_own_way(server: RunningServer, desk: Desk) -> None:
     desk.take("new", "trunk")
     desk.write("A path")
     desk.take("fork", "branch")
@@ -58,7 +59,7 @@ def test_a_fork_goes_its_own_way(server: Served, desk: Desk) -> None:
     desk.see("#text-title", "branch")
     assert desk.answers() == trunk  # greedy from the same state
     assert (
-        server.request("/v1/sessions/trunk")["num_tokens"] == session_of(server, desk)["num_tokens"]
+        session_of(server, "trunk")["num_tokens"] == session_of(server, desk.session)["num_tokens"]
     )
 
 
@@ -72,20 +73,20 @@ def test_loading_the_page_again(desk: Desk) -> None:
     assert desk.page.input_value("[name=max_tokens]") == "40"
 
 
-def test_another_client_goes_on(server: Served, desk: Desk) -> None:
+def test_another_client_goes_on(server: RunningServer, desk: Desk) -> None:
     desk.write("Here")
     body = {"prompt": " and there", "session_id": desk.session, "max_tokens": 5}
-    server.request("/v1/completions", body)
+    httpx.post(f"{server.url}/v1/completions", json=body).raise_for_status()
     desk.page.click("#session-list [aria-current]")
     desk.see("#earlier", "went on elsewhere")
-    assert number(desk.text("#num-tokens")) == session_of(server, desk)["num_tokens"]
+    assert number(desk.text("#num-tokens")) == session_of(server, desk.session)["num_tokens"]
 
 
-def test_another_client_deletes(server: Served, desk: Desk) -> None:
+def test_another_client_deletes(server: RunningServer, desk: Desk) -> None:
     """The server says that it is gone; a new text can begin."""
     desk.write("Here")
     gone = desk.session
-    assert desk.page.context.request.delete(f"{server.url}/v1/sessions/{gone}").ok
+    assert httpx.delete(f"{server.url}/v1/sessions/{gone}").is_success
     desk.write(" no more")
     desk.see("#alert", gone)
     desk.see("#text-title", "New text")
@@ -100,11 +101,11 @@ def test_a_name_that_is_taken(desk: Desk) -> None:
     desk.see("#alert", desk.session)
 
 
-def test_replacing_is_asked_about(server: Served, desk: Desk, tmp_path: Path) -> None:
+def test_replacing_is_asked_about(server: RunningServer, desk: Desk, tmp_path: Path) -> None:
     desk.take("new", "precious")
     desk.write("Much")
     path = tmp_path / "precious.safetensors"
-    path.write_bytes(server.read("/v1/sessions/precious/state")[1])
+    path.write_bytes(state_of(server, "precious"))
     desk.write(" more")
     desk.page.set_input_files("#session-file", path)
     desk.see("#ask", "Replace the session precious")
@@ -119,10 +120,12 @@ def test_replacing_is_asked_about(server: Served, desk: Desk, tmp_path: Path) ->
 @pytest.mark.parametrize(
     "data", [b"", b"not a state", b"\xff" * 40], ids=["empty", "text", "bytes"]
 )
-def test_a_file_that_is_no_session(server: Served, desk: Desk, tmp_path: Path, data: bytes) -> None:
+def test_a_file_that_is_no_session(
+    server: RunningServer, desk: Desk, tmp_path: Path, data: bytes
+) -> None:
     path = tmp_path / "wrong.safetensors"
     path.write_bytes(data)
     desk.page.set_input_files("#session-file", path)
     desk.page.locator("#alert").wait_for()
     assert len(desk.text("#alert-text")) > 20
-    assert server.read("/v1/sessions/wrong")[0] == 404
+    assert session_of(server, "wrong") is None
