@@ -63,6 +63,10 @@ export class Client {
 
   models = async () => (await this.json("GET", "v1/models")).data;
 
+  // A text is read and nothing is written after it.
+  read = (model, session, prompt) =>
+    this.json("POST", "v1/completions", { model, session_id: session, prompt, max_tokens: 0 });
+
   sessions = async () => (await this.json("GET", "v1/sessions")).data;
   session = (id) => this.json("GET", sessionPath(id));
   create = (id) => this.json("POST", "v1/sessions", id ? { id } : {});

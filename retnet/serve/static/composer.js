@@ -70,6 +70,12 @@ export class Composer {
     return text === "" || prompt.value === text;
   }
 
+  // What was put back has become part of a text after all.
+  takeBack(text) {
+    if (prompt.value === text) prompt.value = "";
+    prompt.focus();
+  }
+
   #describe() {
     byId("system-box").hidden = !(this.isChat && this.#isEmpty);
     write.textContent = this.isChat ? "Send" : this.#isEmpty ? "Write" : "Go on";

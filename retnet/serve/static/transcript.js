@@ -14,19 +14,26 @@ function part(className, label, text) {
   return element("span", { className }, element("span", { className: "who", text: label }), words);
 }
 
-// A turn on the page; `append` and `end` are for one that is being written.
+function button(className, text, action) {
+  const made = element("button", { className: `plain ${className}`, type: "button", text });
+  made.addEventListener("click", action);
+  return made;
+}
+
+// A turn on the page; `show` and `end` are for one that is being written.
 class TurnView {
   constructor({ prompt, answer, isChat }) {
     const yours = part("yours", "You", prompt);
-    const models = part("models", "Model", answer);
+    const models = part("models", "Model", "");
     yours.hidden = prompt === "";
-    this.answer = models.lastChild.appendChild(document.createTextNode(""));
+    this.answer = models.lastChild.appendChild(document.createTextNode(answer));
     this.root = element("div", { className: `turn ${isChat ? "chat" : "text"}` }, yours, models);
   }
 
-  append(text) {
+  // All of the answer so far; what is there already is left alone.
+  show(answer) {
     const follows = isAtEnd();
-    this.answer.appendData(text);
+    this.answer.appendData(answer.slice(this.answer.length));
     if (follows) scrollToEnd();
   }
 
@@ -35,24 +42,25 @@ class TurnView {
     byId("empty").hidden = turns.hasChildNodes() || !byId("earlier").hidden;
   }
 
-  // `note` says what became of a turn that the session does not hold, or may not.
-  end({ isKept, note }) {
+  // `note` says what became of a turn that the session does not hold, or may not; `keep`, if it can
+  // be made to hold it, does that.
+  end({ isKept, note }, keep = null) {
     const follows = isAtEnd();
     this.root.classList.remove("live");
     this.root.classList.toggle("lost", !isKept);
-    if (note) this.root.append(this.#noteOf(note, isKept));
+    if (note) this.root.append(this.#noteOf(note, isKept, keep));
     if (follows) scrollToEnd();
   }
 
-  #noteOf(note, isKept) {
+  #noteOf(note, isKept, keep) {
     const line = element("p", { className: "note" }, element("span", { text: note }));
     if (isKept) return line;
-    const dismiss = element("button", { className: "plain", type: "button", text: "Dismiss" });
-    dismiss.addEventListener("click", () => {
+    if (keep !== null) line.append(button("keep", "Keep it", keep));
+    const dismiss = () => {
       this.remove();
       byId("prompt").focus();
-    });
-    line.append(dismiss);
+    };
+    line.append(button("dismiss", "Dismiss", dismiss));
     return line;
   }
 }
@@ -75,6 +83,7 @@ export function showText({ turns: known, numTokens: numKnown }, numTokens) {
 
 export function beginTurn(turn) {
   byId("empty").hidden = true;
+  for (const each of turns.querySelectorAll(".keep")) each.remove(); // the session goes on without
   const view = new TurnView({ ...turn, answer: "" });
   view.root.classList.add("live");
   turns.append(view.root);

@@ -97,7 +97,8 @@ def test_fits(desk: Desk, width: int) -> None:
 def test_dark(desk: Desk) -> None:
     """Letters are light where the paper is dark, as the user's system has it."""
     script = """() => ["backgroundColor", "color"].map((name) =>
-        getComputedStyle(document.body)[name].match(/\\d+/g).reduce((sum, each) => sum + +each, 0))"""
+        getComputedStyle(document.body)[name].match(/[0-9]+/g).reduce((sum, each) => sum + +each, 0)
+    )"""
     for scheme, is_dark in (("light", False), ("dark", True)):
         desk.page.emulate_media(color_scheme=scheme)
         paper, ink = desk.page.evaluate(script)

@@ -33,10 +33,10 @@ def cache_bytes(server: RunningServer) -> int:
 
 def test_a_text_streams(server: RunningServer, desk: Desk) -> None:
     """It grows as it comes, and is what the API gives at once."""
-    desk.set(max_tokens=300)
+    desk.set(max_tokens=2000)
     desk.page.evaluate(RECORD_LENGTHS)
     desk.write("Once upon a time")
-    body = {"prompt": "Once upon a time", "temperature": 0, "max_tokens": 300}
+    body = {"prompt": "Once upon a time", "temperature": 0, "max_tokens": 2000}
     whole = httpx.post(f"{server.url}/v1/completions", json=body).json()
     assert desk.answers() == [whole["choices"][0]["text"]]
     assert desk.page.evaluate("() => window.lengths.size") > 5
@@ -92,8 +92,24 @@ def test_stop(server: RunningServer, desk: Desk) -> None:
     assert number(desk.text("#num-tokens")) == before
     assert desk.page.input_value("#prompt") == " and lost"
     server.until("retnet_requests_running", 0)
-    desk.page.click(".turn.lost button")
+    desk.page.click(".turn.lost .dismiss")
     assert desk.page.locator(".turn.lost").count() == 0
+
+
+def test_what_was_stopped_can_be_kept(server: RunningServer, desk: Desk) -> None:
+    """Then the session has read what is shown, and no more."""
+    desk.write("Kept")
+    before = session_of(server, desk.session)["num_tokens"]
+    desk.begin(" and more", 1)
+    desk.page.keyboard.press("Escape")
+    desk.settle()
+    shown = desk.answers()[1]
+    desk.page.click(".turn.lost .keep")
+    desk.page.locator(".turn.lost").wait_for(state="detached")
+    assert desk.answers()[1] == shown and desk.page.input_value("#prompt") == ""
+    read = len(b" and more" + shown.encode())  # the tokens are bytes
+    assert session_of(server, desk.session)["num_tokens"] == before + read
+    assert number(desk.text("#num-tokens")) == before + read
 
 
 def test_sampling_reaches_the_server(desk: Desk) -> None:
