@@ -14,6 +14,7 @@ from retnet.data.tokenizer import ByteTokenizer
 from retnet.model import RetNet
 from tests.serve.running import RunningServer
 
+CURL = ["curl", "-sN", "-H", "Content-Type: application/json"]
 ITEMS = [
     {"question": f"{n} plus {m} is", "choices": [str(n + m), str(n), "no number"], "answer": 0}
     for n in range(4)
@@ -39,8 +40,7 @@ metric_list:
 def test_curl(server: RunningServer) -> None:
     body = json.dumps({"prompt": "Hello", "max_tokens": 5, "stream": True})
     done = subprocess.run(
-        ["curl", "-sN", f"{server.url}/v1/completions", "-H", "Content-Type: application/json"]
-        + ["-d", body],
+        [*CURL, f"{server.url}/v1/completions", "-d", body],
         capture_output=True,
         text=True,
         timeout=30,
