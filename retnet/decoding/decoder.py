@@ -1,34 +1,71 @@
 """The decoder: a model's weights, made ready to read one token in each of many rows."""
 
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor
 
+from retnet.decoding.native.build import BuildError
+from retnet.decoding.native.kernel import NativeKernel, unsupported
+from retnet.decoding.quantize import quantize_
 from retnet.decoding.torch_kernel import PADDED_ROWS, TorchKernel
-from retnet.decoding.weights import merge_
+from retnet.decoding.weights import Weights, merge_
 from retnet.model import RetNet, RetNetState
 from retnet.ops.reference import accumulation_dtype
+
+KernelName = Literal["auto", "native", "torch"]
 
 
 class Decoder:
     """Reads one token in each of some rows of a state, in place.
 
     A row's results do not depend, by one bit, on which other rows are read with it, nor on how many
-    or in which order. On a CPU this rests on how torch's products sum, which was tried on an
-    AMD EPYC with AVX512-BF16 and torch 2.13; see `torch_kernel`.
+    or in which order. With the native kernel this holds on every CPU. With torch's it rests on how
+    torch's products sum, which was tried with torch 2.13 on some CPUs; see `torch_kernel`.
 
     Args:
         model: in evaluation mode, fp32, bf16 or fp64. Its weights are merged and its parameters
             become views of the merged ones, so that it still reads prompts; it must not be trained,
             moved or cast from then on.
+        kernel: "native": C++, compiled when it is first used, for fp32 and bf16 models on the CPU;
+            "torch": torch's own operations, for all; "auto": native where it can be had.
+        int8: whether matrices are rounded to int8, see `quantize_`; the model's own weights change.
+
+    Attributes:
+        kernel_name: which does the steps, "native" or "torch".
+        why_not_native: what "auto" found in its way, or None.
 
     Raises:
-        ValueError: for a model that is training, or of another or of several dtypes.
+        ValueError: for a model that is training, of another or of several dtypes, or that the
+            native kernel cannot do where it was asked for.
+        BuildError: where the native kernel was asked for and cannot be compiled.
     """
 
-    def __init__(self, model: RetNet) -> None:
+    def __init__(self, model: RetNet, *, kernel: KernelName = "auto", int8: bool = False) -> None:
         _check_model(model)
+        if kernel not in get_args(KernelName):
+            raise ValueError(
+                f"kernel must be one of {', '.join(get_args(KernelName))}, got {kernel!r}"
+            )
         self.model = model
-        self._kernel = TorchKernel(model, merge_(model))
+        weights = merge_(model)
+        if int8:
+            weights = quantize_(weights)
+        self.why_not_native: str | None = None
+        self._kernel = self._choose(kernel, weights)
+        self.kernel_name = "native" if isinstance(self._kernel, NativeKernel) else "torch"
+
+    def _choose(self, kernel: KernelName, weights: Weights) -> NativeKernel | TorchKernel:
+        if kernel == "native":
+            return NativeKernel(self.model, weights)
+        if kernel == "auto":
+            self.why_not_native = unsupported(self.model)
+            try:
+                if self.why_not_native is None:
+                    return NativeKernel(self.model, weights)
+            except BuildError as error:
+                self.why_not_native = str(error)
+        return TorchKernel(self.model, weights)
 
     @property
     def vocab_size(self) -> int:

@@ -15,11 +15,23 @@ from retnet.model import RetNet
 
 
 @dataclass(frozen=True)
+class Integers:
+    """A matrix as values [N, K] int8, each row's times its own of scales [N] fp32."""
+
+    values: Tensor
+    scales: Tensor
+
+
+@dataclass(frozen=True)
 class Matrix:
-    """weight [N, K] and bias [N] or None: x [M, K] -> x weight^T + bias, [M, N]."""
+    """weight [N, K] and bias [N] or None: x [M, K] -> x weight^T + bias, [M, N].
+
+    integers: the same weight in a byte each, where it has been rounded to that.
+    """
 
     weight: Tensor
     bias: Tensor | None = None
+    integers: Integers | None = None
 
 
 @dataclass(frozen=True)

@@ -8,23 +8,25 @@ import torch
 from torch import Tensor
 
 from retnet.config import ModelConfig
-from retnet.decoding import Decoder
+from retnet.decoding import Decoder, KernelName
 from retnet.generation import generate, prefill
 from retnet.model import RetNet, RetNetState
 from retnet.sampling import SamplingParams
 from retnet.serve.engine import Engine, Result
 from retnet.serve.request import Finish, Request
-from tests.cpus import rows_are_independent
+from tests.cpus import needs_compiler, rows_are_independent
 
 VOCAB = 64
 
 
-def make_decoder(dtype: torch.dtype = torch.float32) -> Decoder:
+def make_decoder(
+    dtype: torch.dtype = torch.float32, kernel: KernelName = "auto", *, int8: bool = False
+) -> Decoder:
     config = ModelConfig(vocab_size=VOCAB, d_model=64, num_layers=2, num_heads=2)
     model = RetNet(config, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         model.backbone.embed_tokens.weight.mul_(4)  # so that the likeliest token is not every one
-    return Decoder(model.to(dtype).eval())
+    return Decoder(model.to(dtype).eval(), kernel=kernel, int8=int8)
 
 
 DECODER = make_decoder()
@@ -64,11 +66,18 @@ def told(result: Result) -> tuple[object, ...]:
     return result.tokens, result.logprobs, result.finish
 
 
-@rows_are_independent
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_at_once_equals_one_by_one(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("kernel", "int8"),
+    [
+        pytest.param("torch", False, id="torch", marks=rows_are_independent),
+        pytest.param("native", False, id="native", marks=needs_compiler),
+        pytest.param("native", True, id="native int8", marks=needs_compiler),
+    ],
+)
+def test_at_once_equals_one_by_one(kernel: KernelName, int8: bool, dtype: torch.dtype) -> None:
     """64 requests on 8 slots, with a prefix cache, against each on an engine of its own."""
-    decoder = make_decoder(dtype)
+    decoder = make_decoder(dtype, kernel, int8=int8)
     requests = mixed_requests(64)
     together = make_engine(decoder).generate(requests)
     for request, result in zip(requests, together, strict=True):
