@@ -50,6 +50,7 @@ struct Room {
         wide = rounded_up(2 * keys + 2 * values, LANES);
         hidden = rounded_up((m.activation == GELU ? 1 : 2) * m.ffn_size, LANES);
         const int64_t width = rounded_up(m.width, LANES);
+        rows.count = count;
         int64_t bytes = 0;
         const auto take = [&](auto*& array, int64_t numbers) {
             if (memory) array = reinterpret_cast<std::decay_t<decltype(array)>>(memory + bytes);
@@ -145,7 +146,7 @@ class Step {
             const int64_t next = size + taken_[number].fetch_add(1, std::memory_order_relaxed);
             Ahead ahead = weights_of(m, next);
             if (next >= blocks && after) ahead = weights_of(*after, index);
-            multiply_block(m, block, room_.rows, count_, target, ahead);
+            multiply_block(m, block, room_.rows, target, ahead);
             block = next;
         }
         barrier_.wait(size);

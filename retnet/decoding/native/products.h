@@ -11,9 +11,6 @@
 
 #include "vectors.h"
 
-#if defined(__AVX512BF16__) || defined(__AVX512VNNI__)
-#include <immintrin.h>
-#endif
 #if defined(__AMX_BF16__) && defined(__AMX_INT8__) && defined(__linux__)
 #define HAS_AMX 1
 #include <sys/syscall.h>
@@ -26,6 +23,7 @@ constexpr int64_t UNIT = 16;            // outputs that lie together; a matrix h
 constexpr int64_t UNITS = 4;            // units of a block, which one thread computes at a time
 constexpr int64_t BLOCK = UNIT * UNITS;
 constexpr int64_t GROUP = 16;           // rows of x that are packed together
+constexpr int64_t FEW = 4;              // rows for which reading is all that counts
 constexpr int64_t INPUTS = 64;          // a matrix's rows are a multiple of this
 constexpr float LARGEST = 32512.0f;     // of a row's integers: 127 * 256
 
@@ -52,6 +50,7 @@ inline const char* unit_of(const Matrix& m, int64_t unit) {
 
 // Rows of x as the kernels read them.
 struct Rows {
+    int64_t count;
     char* data;     // groups of GROUP rows, num_inputs * GROUP * 4 bytes for each
     float* scales;  // int8: of each row
 };
@@ -86,6 +85,12 @@ inline bool tiles_allowed() { return false; }
 inline bool use_tiles() {
     static const bool allowed = tiles_allowed();
     return allowed;
+}
+
+// Whether rows times a matrix are done by tiles. For bytes the result is the same either way, and few
+// rows are quicker without.
+inline bool by_tiles(const Matrix& m, int64_t num_rows) {
+    return use_tiles() && (m.kind == BF16 || (m.kind == INT8 && num_rows > FEW));
 }
 
 inline void begin_tiles() {
@@ -126,30 +131,34 @@ inline void pack_bf16(const Matrix& m, const float* x, char* group, int64_t colu
 #endif
 }
 
-inline void put_integers(const Matrix& m, const Ints& digits, int64_t i, char* group, int64_t column) {
-    for (int64_t j = 0; j < LANES; ++j) {
-        const int32_t value = digits[j];
-        const auto low = static_cast<uint8_t>(value & 255);
-        const int32_t high = (value - low) / 256;
-        const int64_t k = i + j;
+// Sixteen integers of a row, the k-th and those after it: in bytes where instructions want bytes.
+inline void put_integers(const Matrix& m, Ints x, int64_t k, bool in_tiles, char* group,
+                         int64_t column) {
 #ifdef __AVX512VNNI__
-        if (use_tiles()) {  // quadruples of inputs, by rows of x: first the high bytes
-            char* tile = group + k / 64 * 2048 + k % 64 / 4 * 64 + column * 4 + k % 4;
-            tile[0] = static_cast<char>(high);
-            tile[1024] = static_cast<char>(low);
-        } else {  // unsigned, as its instruction wants them
-            char* row = group + column * 2 * m.num_inputs;
-            row[k] = static_cast<char>(high + 128);
-            row[m.num_inputs + k] = static_cast<char>(low);
-        }
-#else
-        reinterpret_cast<int16_t*>(group)[column * m.num_inputs + k] = static_cast<int16_t>(value);
-        (void)high;
-#endif
+    const Bytes high = __builtin_convertvector(x >> 8, Bytes);
+    const Bytes low = __builtin_convertvector(x & 255, Bytes);
+    if (!in_tiles) {
+        const Bytes unsigned_high = high ^ static_cast<int8_t>(-128);  // 128 more
+        char* row = group + column * 2 * m.num_inputs + k;
+        std::memcpy(row, &unsigned_high, sizeof high);
+        std::memcpy(row + m.num_inputs, &low, sizeof low);
+        return;
     }
+    // A tile holds quadruples of inputs, by rows of x: one of high bytes, one of low bytes.
+    char* tile = group + k / 64 * 2048 + k % 64 / 4 * 64 + column * 4;
+    for (int64_t j = 0; j < LANES; j += 4, tile += 64) {
+        std::memcpy(tile, reinterpret_cast<const char*>(&high) + j, 4);
+        std::memcpy(tile + 1024, reinterpret_cast<const char*>(&low) + j, 4);
+    }
+#else
+    (void)in_tiles;
+    const Shorts narrow = __builtin_convertvector(x, Shorts);
+    std::memcpy(group + (column * m.num_inputs + k) * 2, &narrow, sizeof narrow);
+#endif
 }
 
-inline float pack_int8(const Matrix& m, const float* x, char* group, int64_t column) {
+inline float pack_int8(const Matrix& m, const float* x, bool in_tiles, char* group,
+                       int64_t column) {
     Floats most{}, nan{};
     for (int64_t i = 0; i < m.num_given; i += LANES) {
         const Floats y = load(x + i, m.num_given - i);
@@ -167,7 +176,7 @@ inline float pack_int8(const Matrix& m, const float* x, char* group, int64_t col
         y = works ? y * factor + 12582912.0f : all(12582912.0f);
         Ints bits;
         std::memcpy(&bits, &y, sizeof bits);
-        put_integers(m, bits - 0x4b400000, i, group, column);
+        put_integers(m, bits - 0x4b400000, i, in_tiles, group, column);
     }
     return works ? largest / LARGEST : largest * 0.0f;
 }
@@ -178,7 +187,7 @@ inline void pack(const Matrix& m, const float* x, const Rows& rows, int64_t row)
     const int64_t column = row % GROUP;
     if (m.kind == BF16) return pack_bf16(m, x, group, column);
     if (m.kind == INT8) {
-        rows.scales[row] = pack_int8(m, x, group, column);
+        rows.scales[row] = pack_int8(m, x, by_tiles(m, rows.count), group, column);
         return;
     }
     auto* out = reinterpret_cast<float*>(group) + column * m.num_inputs;
@@ -330,7 +339,7 @@ inline void block_bf16_by_tiles(const Matrix& m, const char* const* w, const cha
 }
 
 inline void pair_int8_by_tiles(const Matrix& m, const char* const* w, const char* group,
-                               float* out, Ahead& ahead) {
+                               int64_t count, float* out, Ahead& ahead) {
     const int64_t stride = m.num_inputs;
     alignas(64) int32_t sums[4][256];
     _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
@@ -345,17 +354,20 @@ inline void pair_int8_by_tiles(const Matrix& m, const char* const* w, const char
     _tile_stored(1, sums[1], 64);
     _tile_stored(2, sums[2], 64);
     _tile_stored(3, sums[3], 64);
-    for (int unit = 0; unit < 2; ++unit)
-        for (int i = 0; i < 256; ++i)
-            out[unit * 256 + i] = static_cast<float>(sums[2 * unit][i] * 256.0 + sums[2 * unit + 1][i]);
+    for (int64_t o = 0; o < 2 * UNIT; ++o) {
+        const int32_t* high = sums[o / UNIT * 2] + o % UNIT * GROUP;
+        const int32_t* low = high + 256;
+        for (int64_t r = 0; r < count; ++r)
+            out[o * GROUP + r] = static_cast<float>(high[r] * 256.0 + low[r]);
+    }
 }
 
 inline void block_by_tiles(const Matrix& m, int64_t first, int64_t units, const char* group,
-                           float* out, Ahead& ahead) {
+                           int64_t count, float* out, Ahead& ahead) {
     const char* w[UNITS];
     for (int64_t i = 0; i < UNITS; ++i) w[i] = unit_of(m, first + (i < units ? i : units - 1));
     if (m.kind == BF16) return block_bf16_by_tiles(m, w, group, out, ahead);
-    for (int64_t i = 0; i < units; i += 2) pair_int8_by_tiles(m, w + i, group, out + i * 256, ahead);
+    for (int64_t i = 0; i < units; i += 2) pair_int8_by_tiles(m, w + i, group, count, out + i * 256, ahead);
 }
 #endif
 
@@ -380,17 +392,17 @@ inline void put(const Matrix& m, const Rows& rows, int64_t row, int64_t first, c
 }
 
 // A block of outputs, for all rows.
-inline void multiply_block(const Matrix& m, int64_t block, const Rows& rows, int64_t num_rows,
-                           const Target& target, Ahead ahead) {
+inline void multiply_block(const Matrix& m, int64_t block, const Rows& rows, const Target& target,
+                           Ahead ahead) {
     alignas(64) float out[BLOCK * GROUP];
     const int64_t all_units = rounded_up(m.num_outputs, UNIT) / UNIT, first = block * UNITS;
     const int64_t units = all_units - first < UNITS ? all_units - first : UNITS;
-    for (int64_t row = 0; row < num_rows; row += GROUP) {
+    for (int64_t row = 0; row < rows.count; row += GROUP) {
         const char* group = group_of(rows, m, row);
-        const int64_t count = num_rows - row < GROUP ? num_rows - row : GROUP;
+        const int64_t count = rows.count - row < GROUP ? rows.count - row : GROUP;
 #ifdef HAS_AMX
-        if (use_tiles() && m.kind != FP32)
-            block_by_tiles(m, first, units, group, out, ahead);
+        if (by_tiles(m, rows.count))
+            block_by_tiles(m, first, units, group, count, out, ahead);
         else
 #endif
             for (int64_t i = 0; i < units; ++i)

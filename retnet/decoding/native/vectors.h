@@ -7,10 +7,16 @@
 #include <cstdint>
 #include <cstring>
 
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
 constexpr int64_t LANES = 16;
 typedef float Floats __attribute__((vector_size(64)));
 typedef int32_t Ints __attribute__((vector_size(64)));
 typedef uint16_t Halves __attribute__((vector_size(32)));
+typedef int16_t Shorts __attribute__((vector_size(32)));
+typedef int8_t Bytes __attribute__((vector_size(16)));
 typedef uint32_t Words __attribute__((vector_size(64)));
 
 inline int64_t rounded_up(int64_t n, int64_t multiple) {
@@ -64,18 +70,27 @@ inline uint16_t as_bf16(float x) {
     return static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
+// Halves on halves.
 inline float sum(Floats x) {
-    float part[LANES];
+#ifdef __AVX512F__
+    return _mm512_reduce_add_ps((__m512)x);
+#else
+    typedef float Four __attribute__((vector_size(16)));
+    Four part[4];
     std::memcpy(part, &x, sizeof x);
-    for (int64_t half = LANES / 2; half; half /= 2)
-        for (int64_t i = 0; i < half; ++i) part[i] += part[i + half];
-    return part[0];
+    const Four four = (part[0] + part[2]) + (part[1] + part[3]);
+    return (four[0] + four[2]) + (four[1] + four[3]);
+#endif
 }
 
 inline int64_t sum(Ints x) {
-    int64_t total = 0;
+#ifdef __AVX512F__
+    return _mm512_reduce_add_epi32((__m512i)x);
+#else
+    int32_t total = 0;
     for (int64_t i = 0; i < LANES; ++i) total += x[i];
     return total;
+#endif
 }
 
 inline Floats choose(Ints condition, Floats yes, Floats no) { return condition ? yes : no; }
