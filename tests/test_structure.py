@@ -40,7 +40,7 @@ BELOW: dict[str, set[str]] = {
     "bench": {"generation", "measure"},
     "hf": {"checkpoint", "text", "data"},
     "serve": {"checkpoint", "text", "data", "decoding", "device"},
-    "eval": {"checkpoint", "text", "score"},
+    "eval": {"checkpoint", "text", "score", "decoding"},
     "commands": {"allocator", "bench", "train", "text", "hf", "serve", "eval"},
     "cli": {"commands"},
     "__main__": {"cli"},

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 from jsonargparse import ArgumentParser
 
 from retnet import __version__
+from retnet.commands.evaluate_text import Quantize, score_text
 from retnet.commands.flags import (
     Command,
     UsageError,
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 _FIELDS = tuple(field.name for field in fields(EvalConfig))
 _SPELLINGS = {"batch_size": ("--batch_size", "--batch-size")}
 _METAVARS = {"tasks": "NAME,...", "task_data": "DIR"}
-_PACKAGES = ("lm_eval", "transformers", "torch")
 
 
 def _add_flags(parser: ArgumentParser) -> None:
@@ -53,6 +53,9 @@ def _add_flags(parser: ArgumentParser) -> None:
             help=text + shown,
             metavar=_METAVARS.get(field.name, "N"),
         )
+    text = "text file or folder to score in fp32 and bf16, in bits per byte, and no tasks"
+    add_flag(parser, "text", str | None, None, text, "PATH")
+    add_flag(parser, "quantize", Quantize, "none", "int8: --text also with its matrices in int8")
     add_flag(parser, "device", str, "auto", "cpu, cuda, ...; auto: cuda where there is one")
     add_flag(parser, "dtype", Literal["fp32", "bf16"], "fp32", "of weights and activations")
     add_flag(parser, "threads", int | None, None, "CPU threads; by default torch's choice")
@@ -62,6 +65,10 @@ def _add_flags(parser: ArgumentParser) -> None:
 def _run(values: Values) -> int:
     if values["threads"] is not None and values["threads"] < 1:
         raise UsageError(f"--threads must be at least 1, got {values['threads']}")
+    if values["text"] is not None:
+        return _run_text(values)
+    if values["quantize"] != "none":
+        raise UsageError("--quantize goes with --text; the tasks are scored as --dtype says")
     with naming_flags({name: f"--{name}" for name in (*_FIELDS, "device")}):
         config = EvalConfig(**{name: values[name] for name in _FIELDS})
         out = _writable(values["out"])
@@ -79,9 +86,28 @@ def _run(values: Values) -> int:
         scores = _evaluate(folder, config, device, values)
     seconds = time.perf_counter() - start
     if out is not None:
-        ran = {**values, "device": str(device)}
-        out.write_text(_report(ran, scores, date, seconds), encoding="utf-8")
+        settings = {name: values[name] for name in ("model", *_FIELDS, "dtype")}
+        settings["device"] = str(device)
+        found = [asdict(score) for score in scores]
+        report = _report(settings, ("lm_eval", "transformers", "torch"), found, date, seconds)
+        out.write_text(report, encoding="utf-8")
     _show(scores, seconds)
+    return 0
+
+
+def _run_text(values: Values) -> int:
+    from retnet.device import find_device
+
+    with naming_flags({"device": "--device", "data": "--text"}):
+        out, folder = _writable(values["out"]), require_folder(values["model"])
+        device, date = find_device(values["device"]), datetime.now(UTC)
+        start = time.perf_counter()
+        scores = score_text(folder, device, values)
+    if out is not None:
+        settings = {name: values[name] for name in ("model", "text", "quantize")}
+        settings["device"] = str(device)
+        report = _report(settings, ("torch",), scores, date, time.perf_counter() - start)
+        out.write_text(report, encoding="utf-8")
     return 0
 
 
@@ -169,22 +195,27 @@ def _short(number: float) -> str:
     return f"{number:.4f}" if abs(number) < 100 else f"{number:.3g}"
 
 
-def _report(values: Values, scores: "Sequence[Score]", date: datetime, seconds: float) -> str:
-    """Everything that was asked and found, as JSON. values: the flags, the device that ran."""
-    settings = {name: values[name] for name in ("model", *_FIELDS, "device", "dtype")}
+def _report(
+    settings: Values,
+    packages: "Sequence[str]",
+    scores: "Sequence[dict[str, Any]]",
+    date: datetime,
+    seconds: float,
+) -> str:
+    """Everything that was asked and found, as JSON."""
     report: dict[str, Any] = {
         "settings": settings,
-        "versions": {"retnet": __version__} | {name: version(name) for name in _PACKAGES},
+        "versions": {"retnet": __version__} | {name: version(name) for name in packages},
         "date": date.isoformat(timespec="seconds"),
         "seconds": round(seconds, 1),
-        "scores": [asdict(score) for score in scores],
+        "scores": scores,
     }
     return json.dumps(report, indent=1) + "\n"
 
 
 COMMAND = Command(
-    summary="score a model on tasks of EleutherAI's evaluation harness",
-    usage="[--model DIR] [--tasks NAME,...] [--task_data DIR] [flags]",
+    summary="score a model on tasks of EleutherAI's evaluation harness, or on text",
+    usage="[--model DIR] [--tasks NAME,...] [--task_data DIR] [--text PATH] [flags]",
     details="Takes any causal model that transformers loads. DIR of --task_data has a folder a "
     "task, named as the task, with .jsonl, .json or .parquet files named as their splits; the "
     "members of a group have one each. docs/evaluation.md has examples.",

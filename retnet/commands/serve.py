@@ -82,7 +82,10 @@ def _tell(loaded: "Loaded", url: str, config: ServeConfig) -> None:
     """What the server is and what it takes, now that it can be used."""
     stats, decoder = loaded.engine.stats(), loaded.decoder
     dtype = str(decoder.dtype).removeprefix("torch.")
-    _say(f"{loaded.id}: {num_parameters(decoder.model.config):,} parameters, {dtype}")
+    rounded = "" if config.quantize == "none" else f", {config.quantize} matrices"
+    _say(f"{loaded.id}: {num_parameters(decoder.model.config):,} parameters, {dtype}{rounded}")
+    why = f": {decoder.why_not_native}" if decoder.why_not_native else ""
+    _say(f"tokens are written by the {decoder.kernel_name} kernel{why}")
     _say(
         f"{stats.num_slots} slots x {bytes_text(stats.slot_bytes)} = "
         f"{bytes_text(stats.num_slots * stats.slot_bytes)} of states, whatever the lengths; "
