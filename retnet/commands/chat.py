@@ -36,6 +36,8 @@ def _add_flags(parser: ArgumentParser) -> None:
     add_flag(parser, "device", str, "auto", "cpu, cuda, ...; auto: cuda where there is one")
     dtypes = Literal["auto", "fp32", "bf16"]
     add_flag(parser, "dtype", dtypes, "auto", "of weights; auto: bf16 where that is fast")
+    text = "int8 rounds matrices to a byte a weight, which a CPU reads faster"
+    add_flag(parser, "quantize", Literal["none", "int8"], "none", text)
     add_flag(parser, "threads", int | None, None, "CPU threads; by default torch's choice")
     group = parser.add_argument_group("sampling", "How tokens are chosen, and when to stop.")
     for name, (kind, value, text) in SAMPLING.items():
@@ -74,7 +76,8 @@ def _chat(values: Values) -> int:
     model = load_checkpoint(directory, device=device, dtype=find_dtype(values["dtype"], device))
     tokenizer = load_any_tokenizer(directory, vocab_size=model.config.vocab_size)
     manner, said = _manner(directory, tokenizer, values)
-    engine = Engine(Decoder(model), num_slots=1, prefix_cache_bytes=0)
+    decoder = Decoder(model, int8=values["quantize"] == "int8")
+    engine = Engine(decoder, num_slots=1, prefix_cache_bytes=0)
     dialogue = Dialogue(engine, tokenizer, manner, params, values["seed"])
     _tell(f"{_about(directory, model)}; {said}. /help lists commands")
     with threads(values["threads"]):
