@@ -24,6 +24,7 @@ const composer = new Composer(() => attempt(write), () => writer.stop());
 const parts = { client, texts, sessions, figures, announcer, composer };
 const writer = new Writer({ ...parts, attempt, showSession, showCounts });
 let model = null;
+let started = null;
 
 // Runs what may fail; shows what went wrong, and asks for a key where that is what is missing.
 async function attempt(action, again = null) {
@@ -51,7 +52,7 @@ async function lookAgain() {
 }
 
 async function write() {
-  if (model === null) await start();
+  await start();
   await writer.write(model.id);
 }
 
@@ -78,14 +79,24 @@ function showCounts() {
   composer.setEmpty(sessions.numTokens === 0);
 }
 
-async function start() {
+// Once, unless it fails: whoever writes meanwhile waits for the same.
+function start() {
+  started ??= load().catch((error) => {
+    started = null;
+    throw error;
+  });
+  return started;
+}
+
+async function load() {
   [model] = await client.models();
-  showModel();
   await sessions.refresh();
+  showModel();
   showSession();
 }
 
 function useKey(entered) {
+  started = null;
   client.key = entered;
   key.set(entered);
   byId("forget-key").hidden = entered === "";

@@ -42,7 +42,10 @@ export class Sessions {
 
   // Ask for all again; goes on in the same one if it is still there.
   async refresh() {
-    this.#all = (await this.#client.sessions()).sort((one, other) => other.last_used - one.last_used);
+    const asked = this.current;
+    const all = await this.#client.sessions();
+    if (this.current !== asked) return; // another has been taken up: what came is old
+    this.#all = all.sort((one, other) => other.last_used - one.last_used);
     const id = this.id ?? current.get();
     this.current = this.#all.find((each) => each.id === id) ?? null;
     this.#draw();

@@ -28,7 +28,7 @@ _FLAGS = [
 _OF_ANSWERS = "Failed to load resource: the server responded with"
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """A model without a chat template, and sessions in a folder."""
     folder = tmp_path_factory.mktemp("page")
@@ -48,8 +48,9 @@ def chat_server(model_folder: Path) -> Iterator[RunningServer]:
         yield running
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
+    """Chromium; for a module only, since playwright's event loop keeps others from running."""
     playwright = pytest.importorskip("playwright.sync_api")
     if _CHROMIUM is None:
         pytest.skip("needs Chromium (on Debian: apt-get install chromium)")
