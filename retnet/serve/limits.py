@@ -3,8 +3,8 @@ slow, and readers that don't read."""
 
 import asyncio
 import hmac
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -19,20 +19,26 @@ _OPEN_PREFIX = "/static/"
 _OWN_LIMIT_SUFFIX = "/state"
 
 
+# Requests that read or wait beside those that the engine has or keeps waiting: each holds a body.
+_BODIES_BESIDE = 64
+
+
 class SlowReaderError(Exception):
     """A client doesn't take what it is sent."""
 
 
-@dataclass(frozen=True)
 class Limits:
     """An ASGI application within the limits of a configuration.
 
     count_response: told the status of each response.
     """
 
-    app: ASGIApp
-    config: ServeConfig
-    count_response: Callable[[int], None]
+    def __init__(
+        self, app: ASGIApp, config: ServeConfig, count_response: Callable[[int], None]
+    ) -> None:
+        self.app, self.config, self.count_response = app, config, count_response
+        self._most_bodies = config.slots + config.queue + _BODIES_BESIDE
+        self._num_bodies = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -46,12 +52,31 @@ class Limits:
             self._require_key(scope, headers)
             body = _Body(receive, self._most_bytes(scope), self.config.body_timeout_s)
             body.require_length(headers)
-            await self.app(scope, body.receive, sending.send)
+            with self._counted(scope):
+                await self.app(scope, body.receive, sending.send)
         except ApiError as error:
             if not sending.has_begun:
                 await sending.error(error)
         except SlowReaderError:
             pass  # Nothing more can be said to it; returning ends the connection.
+
+    @contextmanager
+    def _counted(self, scope: Scope) -> Iterator[None]:
+        """Inside, a request that may have a body; ApiError where there are too many."""
+        has_body = scope["method"] in ("POST", "PUT")
+        if has_body and self._num_bodies >= self._most_bodies:
+            raise ApiError(
+                429,
+                f"{self._most_bodies} requests are under way; try again later",
+                kind="rate_limit_error",
+                code="too_many_requests",
+                retry_after_s=1,
+            )
+        self._num_bodies += has_body
+        try:
+            yield
+        finally:
+            self._num_bodies -= has_body
 
     def _require_host(self, headers: Mapping[bytes, bytes]) -> None:
         allowed = self.config.hosts

@@ -3,6 +3,7 @@
 A session is used by giving its name as `session_id` to completions or chat.
 """
 
+import asyncio
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
@@ -15,6 +16,9 @@ from retnet.serve.errors import ApiError
 from retnet.serve.protocol import Body
 from retnet.serve.session_files import ID_PATTERN, Session
 from retnet.serve.sessions import SessionStore
+
+# Files that are read at once: each takes a state's memory, and more while it is checked.
+_MOST_FILES = 8
 
 _FILE: dict[str, Any] = {
     "application/octet-stream": {"schema": {"type": "string", "format": "binary"}}
@@ -106,6 +110,8 @@ def _add_session_routes(router: APIRouter, store: Callable[[], SessionStore]) ->
 
 
 def _add_state_routes(router: APIRouter, store: Callable[[], SessionStore]) -> None:
+    reading = asyncio.Semaphore(_MOST_FILES)
+
     @router.get(
         "/{session_id}/state",
         summary="A session as a .safetensors file",
@@ -126,8 +132,9 @@ def _add_state_routes(router: APIRouter, store: Callable[[], SessionStore]) -> N
     async def restore_session(session_id: SessionName, request: Request) -> SessionBody:
         sessions = store()
         sessions.check_free(session_id)  # before all of a body is read in vain
-        data = await _read(request, sessions.format.most_bytes)
-        return _body(await sessions.from_bytes(session_id, data))
+        async with reading:
+            data = await _read(request, sessions.format.most_bytes)
+            return _body(await sessions.from_bytes(session_id, data))
 
 
 async def _read(request: Request, most_bytes: int) -> bytes:

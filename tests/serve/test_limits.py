@@ -164,6 +164,23 @@ def test_a_body_that_never_ends(strict: RunningServer) -> None:
             assert answer.startswith(b"HTTP/1.1 408")
 
 
+def test_too_many_bodies_at_once(strict: RunningServer) -> None:
+    """Requests that are still being read are bounded too; whoever asks for health is answered."""
+    begun = head(strict, Content_Length=10_000) + b"{"
+    links = [connected(strict) for _ in range(66)]
+    for link in links:
+        link.sendall(begun)
+    deadline = time.monotonic() + 5
+    while (refused := ask(strict, {"prompt": "a", "max_tokens": 1})).status_code != 429:
+        assert time.monotonic() < deadline
+    assert error_of(refused)["code"] == "too_many_requests"
+    assert httpx.get(f"{strict.url}/health").status_code == 200
+    for link in links:
+        link.close()
+    while ask(strict, {"prompt": "a", "max_tokens": 1}).status_code != 200:
+        assert time.monotonic() < deadline + 10
+
+
 def test_headers_that_never_end(strict: RunningServer) -> None:
     with connected(strict) as link:
         link.sendall(b"GET /health HTTP/1.1\r\n")
