@@ -14,7 +14,17 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
-from decoders import LLAMA, OURS, TRANSFORMER, Decoder, decoders, missing
+from decoders import (
+    LLAMA,
+    OURS,
+    OURS_INT8,
+    OURS_STEP,
+    OURS_TORCH,
+    TRANSFORMER,
+    Decoder,
+    decoders,
+    missing,
+)
 from frame import Machine, main, parser_with_common_options, require_positive
 from rich.console import Console
 from torch import Tensor
@@ -23,10 +33,13 @@ from retnet.bench import Ratio, Report, Row, quotient, table, times_ms
 from retnet.config import ModelConfig, preset
 from retnet.measure import dtype_name, measure
 
-DTYPES = (torch.bfloat16, torch.float32)
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 PROMPT = 8192
 NOTES = (
     "What a state or cache holds is random: nobody reads the context before the clock runs.",
+    f"{OURS}: the decoder that servers use, its native kernel; {OURS_INT8}: with matrices in "
+    f"bytes and all else in bf16; {OURS_TORCH}: the decoder without a compiler; {OURS_STEP}: "
+    "retnet.generation.step.",
     "A step writes one token in each row. GB/s: the weights, and all that is read, once a step. "
     "share: of the read bandwidth measured in this run; above 100 where weights stay in the "
     "processor's cache.",
@@ -66,6 +79,7 @@ def parser() -> argparse.ArgumentParser:
     add("--vocab-size", type=int, default=16384)
     add("--contexts", type=int, nargs="+", default=[512, 2048, 8192, 32768], help="at batch 1")
     add("--batch-size", type=int, default=16, help="of one more point, at the first context")
+    add("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
     add("--prompt", type=int, default=PROMPT, help="tokens of the prefill; 0 to leave it out")
     add("--steps", type=int, default=8, help="tokens in a turn")
     add("--prefill-rounds", type=int, default=3)
@@ -95,7 +109,7 @@ def model_config(arguments: argparse.Namespace) -> ModelConfig:
 def run(arguments: argparse.Namespace, machine: Machine, console: Console) -> Report:
     """Measure everything, showing each table as soon as it is done."""
     config = model_config(arguments)
-    contenders = decoders(config, DTYPES)
+    contenders = decoders(config, tuple(DTYPES[name] for name in arguments.dtypes))
     num_parameters = {decoder.name: decoder.num_parameters for decoder in contenders}
     console.print("parameters: " + ", ".join(f"{name} {n:,}" for name, n in num_parameters.items()))
     points = [(1, context) for context in arguments.contexts]
@@ -158,6 +172,7 @@ def prefill_rows(
     contenders: Sequence[Decoder], vocab_size: int, arguments: argparse.Namespace
 ) -> list[Row]:
     """A row for each contender: the time to read one prompt. A short one warms up."""
+    contenders = [decoder for decoder in contenders if decoder.prefill is not None]
     prompt = torch.randint(vocab_size, (1, arguments.prompt))
     for decoder in contenders:
         read(decoder, prompt[:, :256])
@@ -179,6 +194,7 @@ def prefill_rows(
 
 def read(decoder: Decoder, prompt: Tensor) -> Tensor:
     """The logits [1, vocab_size] after the prompt [1, T]."""
+    assert decoder.prefill is not None
     with torch.inference_mode():
         return decoder.prefill(prompt)
 
@@ -186,41 +202,44 @@ def read(decoder: Decoder, prompt: Tensor) -> Tensor:
 def ratios(rows: Sequence[Row]) -> list[Ratio]:
     """What this project promises of decoding; None where a side was not measured."""
 
-    def decode_ms(contender: str, context: int) -> float | None:
-        wanted = {
-            "contender": contender,
-            "dtype": "bf16",
-            "num_tokens_before": context,
-            "batch_size": 1,
-        }
-        return next((row["median_ms"] for row in rows if wanted.items() <= row.items()), None)
+    def ms(contender: str, dtype: str = "bf16", **wanted: int) -> float | None:
+        wanted_row = {"contender": contender, "dtype": dtype, **wanted}
+        return next((row["median_ms"] for row in rows if wanted_row.items() <= row.items()), None)
 
-    def prefill_ms(contender: str, dtype: str) -> float | None:
-        wanted = {"contender": contender, "dtype": dtype, "num_tokens": PROMPT}
-        return next((row["median_ms"] for row in rows if wanted.items() <= row.items()), None)
+    def decode_ms(contender: str, context: int, batch_size: int = 1) -> float | None:
+        return ms(contender, num_tokens_before=context, batch_size=batch_size)
 
     def prefill(rival: str, dtype: str, at_least: float | None = None) -> Ratio:
-        value = quotient(prefill_ms(rival, dtype), prefill_ms(OURS, dtype))
-        return Ratio(
-            f"prefill speed {dtype}, {PROMPT} tokens: ours / {rival}", value, at_least=at_least
-        )
+        theirs, ours = (ms(name, dtype, num_tokens=PROMPT) for name in (rival, OURS_STEP))
+        name = f"prefill speed {dtype}, {PROMPT} tokens: ours / {rival}"
+        return Ratio(name, quotient(theirs, ours), at_least=at_least)
 
-    def decode(rival: str, context: int) -> Ratio:
-        value = quotient(decode_ms(rival, context), decode_ms(OURS, context))
-        return Ratio(f"decoding speed bf16, B=1, context {context}: ours / {rival}", value)
+    def decode(
+        rival: str, context: int, batch_size: int = 1, at_least: float | None = None
+    ) -> Ratio:
+        theirs, ours = (decode_ms(name, context, batch_size) for name in (rival, OURS))
+        name = f"decoding speed bf16, B={batch_size}, context {context}: ours / {rival}"
+        return Ratio(name, quotient(theirs, ours), at_least=at_least)
 
-    growth = quotient(decode_ms(OURS, 32768), decode_ms(OURS, 512))
+    one = decode_ms(OURS, 512)
+    growth = quotient(decode_ms(OURS, 32768), one)
+    many = quotient(one, decode_ms(OURS, 512, 16))
+    int8 = quotient(one, decode_ms(OURS_INT8, 512))
     return [
-        Ratio("decoding ms a token, bf16, B=1: ours", decode_ms(OURS, 512), at_most=10),
+        Ratio("decoding ms a token, bf16, B=1: ours", one, at_most=5),
         Ratio("decoding time bf16, B=1, ours: context 32768 / 512", growth, at_most=1.15),
+        Ratio("tokens/s bf16, ours: 16 rows / 1", many and 16 * many, at_least=8),
+        Ratio("tokens/s, B=1: ours int8 / ours bf16", int8, at_least=1.8),
+        decode(LLAMA, 512, 16, at_least=5),
+        decode(LLAMA, 512),
+        decode(LLAMA, 8192, at_least=8),
+        decode(LLAMA, 32768, at_least=30),
+        *(decode(TRANSFORMER, context) for context in (512, 8192, 32768)),
+        decode(OURS_TORCH, 512),
+        decode(OURS_TORCH, 512, 16),
         prefill(TRANSFORMER, "bf16", at_least=4),
         prefill(LLAMA, "bf16", at_least=4),
         *(prefill(rival, "fp32") for rival in (TRANSFORMER, LLAMA)),
-        *(
-            decode(rival, context)
-            for context in (512, 8192, 32768)
-            for rival in (TRANSFORMER, LLAMA)
-        ),
     ]
 
 

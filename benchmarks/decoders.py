@@ -1,4 +1,4 @@
-"""The contenders of bench_decoding.py: a RetNet, and two Transformers of its size.
+"""The contenders of bench_decoding.py: a RetNet in several ways, and two Transformers of its size.
 
 All weights are random, and so is what a cache holds: a token's time does not depend on the numbers.
 That is how a context of 32,768 tokens is timed without reading 32,768 tokens first, on all sides.
@@ -6,6 +6,7 @@ That is how a context of 32,768 tokens is timed without reading 32,768 tokens fi
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,10 @@ import torch
 from torch import Tensor, nn
 from transformer import KeyValueCache, Transformer, TransformerConfig
 
+from retnet import decoding
 from retnet.config import ModelConfig
+from retnet.decoding import KernelName
+from retnet.decoding.native.build import BuildError, library
 from retnet.generation import prefill, step
 from retnet.measure import dtype_name
 from retnet.model import RetNet, RetNetState
@@ -21,8 +25,10 @@ from retnet.model import RetNet, RetNetState
 if TYPE_CHECKING:
     from transformers import LlamaConfig
 
-OURS, TRANSFORMER, LLAMA = "ours", "transformer, cache in place", "transformers' llama"
+OURS, OURS_INT8, OURS_TORCH, OURS_STEP = "ours", "ours int8", "ours, torch", "ours, step"
+TRANSFORMER, LLAMA = "transformer, cache in place", "transformers' llama"
 ATTENTION_HEAD_SIZE = 64
+BF16 = torch.bfloat16
 
 
 @dataclass
@@ -49,15 +55,18 @@ class Session:
 class Decoder:
     """A model that can be timed.
 
-    prefill: tokens [1, T] -> logits [1, vocab_size] of the token after them.
     begin: (batch size, tokens before, steps to leave room for) -> a session that stands there.
+    prefill: tokens [1, T] -> logits [1, vocab_size] of the token after them; None where another
+        contender's is the same.
+    matrix_bytes: of a weight of a matrix, where that is another than the dtype's.
     """
 
     name: str
     dtype: torch.dtype
     model: nn.Module
-    prefill: Callable[[Tensor], Tensor]
     begin: Callable[[int, int, int], Session]
+    prefill: Callable[[Tensor], Tensor] | None = None
+    matrix_bytes: int | None = None
 
     @property
     def title(self) -> str:
@@ -72,33 +81,80 @@ class Decoder:
     @property
     def weight_bytes(self) -> int:
         """What a step reads of the weights: all, and a tied matrix once."""
-        return sum(weight.numel() * weight.element_size() for weight in self.model.parameters())
+        total = 0
+        for weight in self.model.parameters():
+            is_small = weight.dim() > 1 and self.matrix_bytes is not None
+            total += weight.numel() * (self.matrix_bytes if is_small else weight.element_size())
+        return total
+
+
+Make = Callable[[ModelConfig, torch.dtype], Decoder]
 
 
 def decoders(config: ModelConfig, dtypes: tuple[torch.dtype, ...]) -> list[Decoder]:
     """Every contender that can run here, in every dtype. `missing` tells of those that cannot."""
-    makers = [_retnet, _transformer, *([_llama] if _transformers_is_installed() else [])]
-    return [make(config, dtype) for make in makers for dtype in dtypes]
+    native: list[Make] = [partial(_decoder, OURS, "native"), _int8]
+    makers: list[Make] = [
+        *(native if _why_not_native() is None else []),
+        partial(_decoder, OURS_TORCH, "torch"),
+        _step,
+        _transformer,
+        *([_llama] if _transformers_is_installed() else []),
+    ]
+    pairs = [(make, dtype) for make in makers for dtype in dtypes]
+    return [make(config, dtype) for make, dtype in pairs if make is not _int8 or dtype == BF16]
 
 
 def missing() -> list[str]:
     """A sentence for each contender that is not installed."""
     absent = f"transformers is missing: the rows of {LLAMA} are left out"
-    return [] if _transformers_is_installed() else [absent]
+    why = _why_not_native()
+    return [
+        *([] if _transformers_is_installed() else [absent]),
+        *([] if why is None else [f"there is no native kernel: {why}"]),
+    ]
 
 
 def _transformers_is_installed() -> bool:
     return find_spec("transformers") is not None
 
 
-def _retnet(config: ModelConfig, dtype: torch.dtype) -> Decoder:
+def _why_not_native() -> str | None:
+    try:
+        library()
+    except BuildError as error:
+        return str(error)
+    return None
+
+
+def _decoder(
+    name: str, kernel: KernelName, config: ModelConfig, dtype: torch.dtype, *, int8: bool = False
+) -> Decoder:
+    """What a server runs."""
+    model = RetNet(config).to(dtype).eval()
+    ours = decoding.Decoder(model, kernel=kernel, int8=int8)
+
+    def begin(batch_size: int, num_before: int, room: int) -> Session:
+        state, rows = _state(model, batch_size, num_before), torch.arange(batch_size)
+        return Session(
+            lambda tokens: ours.step_(tokens, state, rows),
+            _first_tokens(batch_size),
+            state.num_bytes,
+        )
+
+    return Decoder(name, dtype, model, begin, matrix_bytes=1 if int8 else None)
+
+
+def _int8(config: ModelConfig, dtype: torch.dtype) -> Decoder:
+    return _decoder(OURS_INT8, "native", config, dtype, int8=True)
+
+
+def _step(config: ModelConfig, dtype: torch.dtype) -> Decoder:
+    """The library's own loop, which changes nothing in place."""
     model = RetNet(config).to(dtype).eval()
 
     def begin(batch_size: int, num_before: int, room: int) -> Session:
-        # The state has this size whatever was read; its numbers come from a few tokens.
-        with torch.inference_mode():
-            _, few = prefill(model, torch.randint(config.vocab_size, (batch_size, 32)))
-        state = RetNetState(few.layers, torch.full((batch_size,), num_before))
+        state = _state(model, batch_size, num_before)
 
         def advance(tokens: Tensor) -> Tensor:
             nonlocal state
@@ -107,7 +163,14 @@ def _retnet(config: ModelConfig, dtype: torch.dtype) -> Decoder:
 
         return Session(advance, _first_tokens(batch_size), state.num_bytes)
 
-    return Decoder(OURS, dtype, model, lambda tokens: prefill(model, tokens)[0], begin)
+    return Decoder(OURS_STEP, dtype, model, begin, lambda tokens: prefill(model, tokens)[0])
+
+
+def _state(model: RetNet, batch_size: int, num_before: int) -> RetNetState:
+    """As large as after so many tokens; its numbers come from a few."""
+    with torch.no_grad():
+        _, few = prefill(model, torch.randint(model.config.vocab_size, (batch_size, 32)))
+    return RetNetState(few.layers, torch.full((batch_size,), num_before))
 
 
 def _transformer(config: ModelConfig, dtype: torch.dtype) -> Decoder:
@@ -133,7 +196,7 @@ def _transformer(config: ModelConfig, dtype: torch.dtype) -> Decoder:
     def read(tokens: Tensor) -> Tensor:
         return model(tokens, KeyValueCache.allocate(sizes, tokens.shape[0], tokens.shape[1], dtype))
 
-    return Decoder(TRANSFORMER, dtype, model, read, begin)
+    return Decoder(TRANSFORMER, dtype, model, begin, read)
 
 
 def _llama(config: ModelConfig, dtype: torch.dtype) -> Decoder:
@@ -161,7 +224,7 @@ def _llama(config: ModelConfig, dtype: torch.dtype) -> Decoder:
     def read(tokens: Tensor) -> Tensor:
         return logits(tokens, DynamicCache(config=sizes))
 
-    return Decoder(LLAMA, dtype, model, read, begin)
+    return Decoder(LLAMA, dtype, model, begin, read)
 
 
 def llama_config(config: ModelConfig) -> "LlamaConfig":
