@@ -12,7 +12,7 @@ from jsonargparse import ArgumentParser
 from retnet.commands.flags import Command, UsageError, Values, add_flag, naming_flags
 from retnet.commands.generate import SAMPLING
 from retnet.commands.models import num_parameters, require_folder
-from retnet.commands.terminal import write_now
+from retnet.commands.terminal import visible, write_now
 from retnet.train.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -117,6 +117,8 @@ def _talk(desk: "Desk") -> int:
             else:
                 _require_unicode(text)
                 _answer(desk, text.removeprefix("/"), can_stop=from_terminal)
+        except BrokenPipeError:  # nobody reads on
+            raise
         except (ValueError, OSError, MemoryError) as error:
             _tell(f"error: {' '.join(str(error).split()) or type(error).__name__}")
         if desk.is_over:
@@ -207,7 +209,7 @@ def _require_unicode(text: str) -> None:
 def _tell(text: str) -> None:
     """Say something about the conversation, beside it."""
     if text:
-        sys.stderr.write(f"{text}\n")
+        sys.stderr.write(f"{visible(text)}\n")
         sys.stderr.flush()
 
 

@@ -1,5 +1,6 @@
 """What a chat is told by lines that begin with "/"."""
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +24,10 @@ class _Slash:
     argument: str
     does: str
     do: Callable[[str], str]
+
+
+def _path(file: str) -> Path:
+    return Path(os.path.expanduser(file))  # Path.expanduser raises where there is no such user
 
 
 class Desk:
@@ -85,7 +90,7 @@ class Desk:
             self.dialogue.conversation = conversation
 
     def _save(self, file: str) -> str:
-        path = Path(file).expanduser()
+        path = _path(file)
         if path.exists():
             self._require_ours(path)
         self._files.save(path, self.dialogue.conversation)
@@ -103,7 +108,7 @@ class Desk:
 
     def _load(self, file: str) -> str:
         device = self.dialogue.device
-        self._go_to(self._files.load(Path(file).expanduser()).to(device))
+        self._go_to(self._files.load(_path(file)).to(device))
         return f"loaded: {self._position()}"
 
     def _fork(self, name: str) -> str:

@@ -1,5 +1,6 @@
 """`retnet chat` as people use it: at a terminal, through a pipe, in one process and the next."""
 
+import asyncio
 import os
 import pty
 import re
@@ -23,6 +24,7 @@ from retnet.config import preset
 from retnet.data.tokenizer import ByteTokenizer
 from retnet.generation import prefill
 from retnet.model import RetNet
+from retnet.serve.sessions import SessionStore
 from tests.learnt import save_learnt_model
 
 ROOT = Path(retnet.__file__).parent.parent
@@ -181,14 +183,53 @@ def test_piped(folder: Path) -> None:
 @pytest.mark.parametrize(
     "sampling", [("--temperature", "0"), ("--temperature", "0.9", "--seed", "7")]
 )
-def test_saved_and_loaded_elsewhere(folder: Path, sampling: tuple[str, ...]) -> None:
+def test_saved_and_loaded_elsewhere(folder: Path, chat: Chat, sampling: tuple[str, ...]) -> None:
     """Another process goes on with the same bytes, and comes to the same state, bit for bit."""
     flags = (*sampling, "--max_tokens", "40")
-    unbroken = answers(folder, "Question 1?\nAnd?\nQuestion 2?\n/save one\n", *flags)
+    unbroken = chat(["Question 1?", "And?", "Question 2?", "/save one"], *flags).out
     first = answers(folder, "Question 1?\n/save between\n", *flags)
     rest = answers(folder, "/load between\nAnd?\nQuestion 2?\n/save two\n", *flags)
     assert first + rest == unbroken
     assert_same(folder, "one", "two")
+
+
+def test_a_server_goes_on_with_it(folder: Path, chat: Chat) -> None:
+    """A saved conversation is a session's file, and a session's file a saved conversation."""
+    flags = ("--temperature", "0.9", "--seed", "7", "--max_tokens", "40")
+    unbroken = chat(["Question 1?", "/save here", "Question 2?"], *flags).out.splitlines()
+    store = SessionStore(load_checkpoint(folder / "model"), None, 2**20)
+
+    async def pass_through() -> bytes:
+        await store.from_bytes("a", (folder / "here").read_bytes())
+        return await store.to_bytes((await store.fork("a", "b")).id)
+
+    (folder / "there").write_bytes(asyncio.run(pass_through()))
+    rest = chat(["/load there", "Question 2?"], *flags).out.splitlines()
+    assert rest
+    assert unbroken[-len(rest) :] == rest
+
+
+def test_nobody_reads_on(folder: Path) -> None:
+    """`retnet chat | head`: the end, without a traceback."""
+    process = subprocess.Popen(
+        command("--max_tokens", "null", "--stop"),
+        cwd=folder,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=ENVIRONMENT,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(b"Question 1?\n")
+    process.stdin.flush()
+    assert process.stdout.read(10)
+    process.stdout.close()
+    assert process.wait(timeout=60) == 141
+    process.stdin.close()
+    assert process.stderr is not None
+    assert process.stderr.read().count(b"\n") == 1
+    process.stderr.close()
 
 
 def assert_same(folder: Path, one: str, other: str) -> None:
@@ -244,7 +285,15 @@ def test_mistakes_are_one_line_and_the_chat_goes_on(folder: Path, chat: Chat) ->
         "/load other",
         "/load mine.txt",
     ]
-    said += ["/save mine.txt", "/save other", "/save no/folder", "/switch 3", "/load .", "/"]
+    said += [
+        "/load ~no-such-user/x",
+        "/save mine.txt",
+        "/save other",
+        "/save no/folder",
+        "/switch 3",
+        "/load .",
+        "/",
+    ]
     data = "\n".join(said).encode() + b"\nh\xffllo\n//Question 1?\n/stats\n/exit\nQuestion 2?\n"
     done = chat(data, *GREEDY)
     assert done.code == 0
@@ -257,6 +306,7 @@ def test_mistakes_are_one_line_and_the_chat_goes_on(folder: Path, chat: Chat) ->
         "there is no file nowhere",
         "other is a state of another model",
         "mine.txt is damaged or not safetensors",
+        "there is no file ~no-such-user/x",
         "mine.txt is there and no conversation with this model; choose another name",
         "other is there and no conversation with this model; choose another name",
         "could not save the state to no/folder",
