@@ -26,6 +26,11 @@ class Tokenizer(Protocol):
     def encode(self, text: str) -> list[int]:
         """The ids of a text, without bos or eos."""
 
+    def encode_within(self, text: str) -> list[int]:
+        """The same for a text that stands behind others: some tokenizers put a space before the
+        first.
+        """
+
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
         """The bytes that ids stand for, which may end inside a character."""
 

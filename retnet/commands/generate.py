@@ -129,6 +129,11 @@ class _Counting:
         self.num_read += len(ids)
         return ids
 
+    def encode_within(self, text: str) -> list[int]:
+        ids = self.tokenizer.encode_within(text)
+        self.num_read += len(ids)
+        return ids
+
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
         self.num_written += len(ids)
         return self.tokenizer.decode_bytes(ids)

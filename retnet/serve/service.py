@@ -63,7 +63,9 @@ class Loaded:
             raise ApiError(400, str(error)) from None
 
     def _encode(self, text: str, begins: bool) -> list[int]:
-        return document_ids(self.tokenizer, text) if begins else self.tokenizer.encode(text)
+        if begins:
+            return document_ids(self.tokenizer, text)
+        return self.tokenizer.encode_within(text)
 
 
 class Service:

@@ -49,7 +49,7 @@ def kept_tokens(tokenizer: Tokenizer, tokens: Sequence[int], text: str) -> list[
         # A token may end one character and begin another, which is not part of the text.
         if stream.num_characters > num_characters and stream.is_whole:
             num_kept, num_characters = count, stream.num_characters
-    return [*tokens[:num_kept], *tokenizer.encode(text[num_characters:])]
+    return [*tokens[:num_kept], *tokenizer.encode_within(text[num_characters:])]
 
 
 async def _read(

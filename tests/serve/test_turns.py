@@ -20,6 +20,7 @@ from retnet.serve.metrics import Metrics
 from retnet.serve.request import Request
 from retnet.serve.service import Service
 from retnet.serve.turns import kept_tokens
+from tests.data.test_chat_template import sentencepiece
 
 TOKENIZER = ByteTokenizer()
 LETTERS = {TOKENIZER.encode(letter)[0]: 100.0 for letter in "abcdefgh"}
@@ -132,6 +133,8 @@ class Pairs:
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
 
+    encode_within = encode
+
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
         return b"".join(bytes([i]) if i < 256 else self.more[i - 256] for i in ids)
 
@@ -146,3 +149,12 @@ def test_kept_tokens_write_the_text(tokens: list[int], length: int) -> None:
     text = pairs.decode_bytes(tokens).decode(errors="replace")[:length]
     kept = kept_tokens(pairs, tokens, text)
     assert pairs.decode_bytes(kept).decode(errors="replace") == text
+
+
+def test_what_is_kept_gets_no_space(tmp_path: Path) -> None:
+    """Where a tokenizer puts one before the first text, and a token is cut."""
+    tokenizer = sentencepiece(tmp_path, "first")
+    tokens = tokenizer.encode_within("hello hello")
+    kept = kept_tokens(tokenizer, tokens, "hello he")
+    assert tokenizer.decode(kept) == "hello he"
+    assert tokenizer.decode(tokenizer.encode("he")) == " he"
