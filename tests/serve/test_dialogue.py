@@ -175,6 +175,9 @@ def test_seeds(model: RetNet) -> None:
 
     assert answers(1) == answers(1) != answers(2)
     assert len(set(answers(None) + answers(None))) == 4
+    # So hot that the draws alone decide.
+    talk = dialogue(model, AsText(TOKENIZER, ()), replace(params, temperature=1e6), 1)
+    assert said(talk, "a") != said(talk, "a")
 
 
 # --- messages
@@ -193,6 +196,18 @@ def test_messages(model: RetNet) -> None:
         assert "number" not in answer
         assert_holds(model, talk.conversation, asked + TOKENIZER.encode(answer))
         messages.append({"role": "assistant", "content": answer})
+
+
+def test_a_stop_with_the_last_token_that_may_come(model: RetNet) -> None:
+    """It is no part of the answer then either."""
+    template = ChatTemplate(LINES, TOKENIZER, {})
+    whole = said(dialogue(model, AsMessages(template, ())), "Question 1?")
+    length = whole.index("number") + len("number")
+    talk = dialogue(model, AsMessages(template, ("number",)), replace(GREEDY, max_tokens=length))
+    answer = said(talk, "Question 1?")
+    assert answer == whole[: whole.index("number")]
+    asked = template.ids([{"role": "user", "content": "Question 1?"}])
+    assert_holds(model, talk.conversation, asked + TOKENIZER.encode(answer))
 
 
 def test_a_stop_token_is_no_part_of_an_answer(model: RetNet) -> None:
