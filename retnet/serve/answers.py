@@ -26,6 +26,11 @@ class Answering:
 
     async def all_of(self, requests: Sequence[Request]) -> Pieces:
         """The pieces of several requests at once; the first failure ends all."""
+        if len(requests) == 1:
+            async with aclosing(self._write(requests[0])) as pieces:
+                async for piece in pieces:
+                    yield 0, piece
+            return
         held: asyncio.Queue[tuple[int, Piece] | BaseException] = asyncio.Queue(_MOST_HELD)
         tasks = [
             asyncio.create_task(_pump(index, self._write(request), held))

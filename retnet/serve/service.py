@@ -1,6 +1,7 @@
 """What a server serves: a model made ready, its tokenizer, its engine and its sessions."""
 
 import asyncio
+import gc
 import logging
 import time
 from dataclasses import dataclass, field
@@ -100,6 +101,9 @@ class Service:
     async def load(self) -> None:
         """Make it ready. Raises what `retnet.checkpoint.load_checkpoint` does."""
         loaded = await asyncio.to_thread(_load, self.directory, self.config)
+        # What has been loaded stays; looking through it would stop all for half a second.
+        gc.collect()
+        gc.freeze()
         loaded.engine.start()
         self._loaded = loaded
         if self.phase == Phase.LOADING:

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import queue
 import threading
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 
 from retnet.serve.engine import Engine, EngineStats
@@ -29,12 +29,6 @@ class _Stream:
     outputs: asyncio.Queue[Output] = field(default_factory=asyncio.Queue)
     id: int | None = None
     is_closed: bool = False
-
-    def put(self, output: Output) -> None:
-        """Called in the engine's thread."""
-        # The loop is closed where its program ends before the engine does.
-        if not self.loop.is_closed():
-            self.loop.call_soon_threadsafe(self.outputs.put_nowait, output)
 
 
 class AsyncEngine:
@@ -115,8 +109,7 @@ class AsyncEngine:
     def _run(self) -> None:
         try:
             while self._take_commands():
-                for output in self.engine.step():
-                    self._hand_out(output)
+                self._hand_out(self.engine.step())
                 self._stats = self.engine.stats()
         except Exception:
             _log.exception("a step of the engine failed; it serves no more")
@@ -130,8 +123,7 @@ class AsyncEngine:
             command = self._commands.get()
             if command is not None:
                 command()
-        for request_id in list(self._streams):
-            self._hand_out(Output(request_id, finish=finish))
+        self._hand_out([Output(request_id, finish=finish) for request_id in self._streams])
 
     def _take_commands(self) -> bool:
         """Do what was asked, waiting where there is nothing else to do; False at the end."""
@@ -143,10 +135,21 @@ class AsyncEngine:
             self._stats = self.engine.stats()
         return True
 
-    def _hand_out(self, output: Output) -> None:
-        if output.finish is not None:
-            stream = self._streams.pop(output.request_id, None)
-        else:
+    def _hand_out(self, outputs: Sequence[Output]) -> None:
+        """Give a step's outputs to those who wait for them, waking each loop once."""
+        given: dict[asyncio.AbstractEventLoop, list[tuple[_Stream, Output]]] = {}
+        for output in outputs:
             stream = self._streams.get(output.request_id)
-        if stream is not None:
-            stream.put(output)
+            if output.finish is not None:
+                self._streams.pop(output.request_id, None)
+            if stream is not None:
+                given.setdefault(stream.loop, []).append((stream, output))
+        for loop, items in given.items():
+            if not loop.is_closed():  # as where its program ends before the engine does
+                loop.call_soon_threadsafe(_put, items)
+
+
+def _put(items: Sequence[tuple[_Stream, Output]]) -> None:
+    """Called in the loop's thread."""
+    for stream, output in items:
+        stream.outputs.put_nowait(output)

@@ -21,7 +21,8 @@ ENDLESS = Request(prompt=(1, 2), params=SamplingParams(max_tokens=None))
 
 def make_core(num_slots: int = 2) -> Engine:
     config = ModelConfig(vocab_size=32, d_model=32, num_layers=1, num_heads=1)
-    return Engine(Decoder(RetNet(config).eval()), num_slots=num_slots, prefill_chunk=8)
+    decoder = Decoder(RetNet(config).eval(), kernel="torch")
+    return Engine(decoder, num_slots=num_slots, prefill_chunk=8)
 
 
 @pytest.fixture
