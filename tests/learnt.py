@@ -1,5 +1,7 @@
 """A small model that has learnt a text, within seconds: what it writes looks like text."""
 
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -16,7 +18,12 @@ TEXT = "".join(
 
 
 def learnt_model(steps: int = 60) -> RetNet:
-    """Of bytes."""
+    """Of bytes; one of its own for everyone who asks."""
+    return deepcopy(_learnt_model(steps))
+
+
+@cache
+def _learnt_model(steps: int) -> RetNet:
     model = RetNet(
         preset("tiny", d_model=64, num_layers=1), generator=torch.Generator().manual_seed(0)
     )
