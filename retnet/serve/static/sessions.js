@@ -21,7 +21,7 @@ export class Sessions {
     this.#texts = texts;
     this.#attempt = attempt;
     this.#onSelect = onSelect;
-    this.#connect("session-new", async () => this.#takeUp(await client.create(this.#takeName())));
+    this.#connect("session-new", async () => this.#takeUp(await client.create(this.#name)));
     this.#connect("session-fork", () => this.#fork());
     this.#connect("session-save", () => this.#save());
     this.#connect("session-delete", () => this.#delete());
@@ -60,7 +60,7 @@ export class Sessions {
 
   // A session to write in, made now if there is none.
   async require() {
-    if (this.current === null) await this.#takeUp(await this.#client.create(this.#takeName()));
+    if (this.current === null) await this.#takeUp(await this.#client.create(this.#name));
     return this.id;
   }
 
@@ -72,13 +72,12 @@ export class Sessions {
     byId(id).addEventListener("click", () => this.#attempt(action));
   }
 
-  #takeName() {
-    const taken = name.value.trim();
-    name.value = "";
-    return taken;
+  get #name() {
+    return name.value.trim();
   }
 
   async #takeUp(session) {
+    name.value = "";
     this.#all = [session, ...this.#all.filter((each) => each.id !== session.id)];
     this.#select(session);
   }
@@ -90,7 +89,7 @@ export class Sessions {
   }
 
   async #fork() {
-    const fork = await this.#client.fork(this.id, this.#takeName());
+    const fork = await this.#client.fork(this.id, this.#name);
     this.#texts.copy(this.id, fork.id);
     await this.#takeUp(fork);
   }
@@ -105,13 +104,12 @@ export class Sessions {
   async #restore() {
     const [chosen] = file.files;
     if (!chosen) return;
-    const id = name.value.trim() || idFrom(chosen.name);
+    const id = this.#name || idFrom(chosen.name);
     const exists = (await this.#client.sessions()).some((each) => each.id === id);
     const agreed = !exists || (await ask(`Replace the session ${id} by this file?`, "Replace"));
     try {
       if (!agreed) return;
       const restored = await this.#client.restore(id, chosen);
-      name.value = "";
       this.#texts.drop(id);
       await this.#takeUp(restored);
     } finally {

@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 
-from tests.serve.running import RunningServer
+from tests.serve.running import PATIENCE_S, RunningServer
 
 KEY = "a secret"
 LONG = 20_000  # tokens: no turn gets so far before a test stops it
@@ -104,12 +104,22 @@ def number(text: str) -> int:
     return int(text.replace(",", ""))
 
 
+def get(server: RunningServer, path: str, **headers: str) -> httpx.Response:
+    """What the server has there."""
+    return httpx.get(f"{server.url}{path}", headers=headers, timeout=PATIENCE_S)
+
+
+def post(server: RunningServer, path: str, body: object) -> Any:
+    """What the server says to a body."""
+    return httpx.post(f"{server.url}{path}", json=body, timeout=PATIENCE_S).json()
+
+
 def session_of(server: RunningServer, name: str) -> Any:
     """What the server says of a session; None where there is none of that name."""
-    response = httpx.get(f"{server.url}/v1/sessions/{name}")
+    response = get(server, f"/v1/sessions/{name}")
     return None if response.status_code == 404 else response.json()
 
 
 def state_of(server: RunningServer, name: str) -> bytes:
     """A session's file."""
-    return httpx.get(f"{server.url}/v1/sessions/{name}/state").content
+    return get(server, f"/v1/sessions/{name}/state").content

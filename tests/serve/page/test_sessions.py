@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from tests.serve.page.desk import Desk, number, session_of, state_of
+from tests.serve.page.desk import Desk, number, post, session_of, state_of
 from tests.serve.running import RunningServer
 
 
@@ -78,8 +78,8 @@ def test_loading_the_page_again(desk: Desk) -> None:
 
 def test_another_client_goes_on(server: RunningServer, desk: Desk) -> None:
     desk.write("Here")
-    body = {"prompt": " and there", "session_id": desk.session, "max_tokens": 5}
-    httpx.post(f"{server.url}/v1/completions", json=body).raise_for_status()
+    body = {"prompt": " and there", "session_id": desk.session, "max_tokens": 5, "temperature": 0}
+    assert post(server, "/v1/completions", body)["usage"]["completion_tokens"] == 5
     desk.page.click("#session-list [aria-current]")
     desk.see("#earlier", "went on elsewhere")
     assert number(desk.text("#num-tokens")) == session_of(server, desk.session)["num_tokens"]
@@ -102,6 +102,7 @@ def test_a_name_that_is_taken(desk: Desk) -> None:
     desk.page.fill("#session-name", desk.session)
     desk.page.click("#session-fork")
     desk.see("#alert", desk.session)
+    assert desk.page.input_value("#session-name") == desk.session
 
 
 def test_replacing_is_asked_about(server: RunningServer, desk: Desk, tmp_path: Path) -> None:

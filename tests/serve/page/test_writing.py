@@ -5,11 +5,9 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import unquote_plus
 
-import httpx
-
 from retnet.commands.models import kv_cache_bytes
 from retnet.config import ModelConfig
-from tests.serve.page.desk import KEY, Desk, number, session_of
+from tests.serve.page.desk import KEY, Desk, get, number, post, session_of
 from tests.serve.running import RunningServer
 
 RECORD_LENGTHS = """() => {
@@ -22,7 +20,7 @@ RECORD_LENGTHS = """() => {
 
 def model_of(server: RunningServer) -> Any:
     """What the server says of its model."""
-    return httpx.get(f"{server.url}/v1/models").json()["data"][0]["retnet"]
+    return get(server, "/v1/models").json()["data"][0]["retnet"]
 
 
 def cache_bytes(server: RunningServer) -> int:
@@ -33,11 +31,11 @@ def cache_bytes(server: RunningServer) -> int:
 
 def test_a_text_streams(server: RunningServer, desk: Desk) -> None:
     """It grows as it comes, and is what the API gives at once."""
-    desk.set(max_tokens=2000)
+    desk.set(max_tokens=1000)
     desk.page.evaluate(RECORD_LENGTHS)
     desk.write("Once upon a time")
-    body = {"prompt": "Once upon a time", "temperature": 0, "max_tokens": 2000}
-    whole = httpx.post(f"{server.url}/v1/completions", json=body).json()
+    body = {"prompt": "Once upon a time", "temperature": 0, "max_tokens": 1000}
+    whole = post(server, "/v1/completions", body)
     assert desk.answers() == [whole["choices"][0]["text"]]
     assert desk.page.evaluate("() => window.lengths.size") > 5
     assert desk.page.input_value("#prompt") == ""
@@ -153,7 +151,7 @@ def test_errors_are_the_servers_words(server: RunningServer, desk: Desk) -> None
     desk.set(top_p=7)
     desk.write("Too much")
     body = {"prompt": "Too much", "top_p": 7}
-    error = httpx.post(f"{server.url}/v1/completions", json=body).json()["error"]
+    error = post(server, "/v1/completions", body)["error"]
     assert desk.text("#alert-text") == error["message"] and "top_p" in error["message"]
     assert desk.page.get_attribute("#alert", "role") == "alert"
     assert desk.page.input_value("#prompt") == "Too much"
