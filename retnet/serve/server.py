@@ -27,15 +27,6 @@ def serve(service: Service, on_ready: Callable[[Loaded, str], None]) -> None:
         ValueError: as loading the model does.
     """
     listener = _listen(service.config.host, service.config.port)
-    try:
-        asyncio.run(_serve(service, listener, on_ready))
-    finally:
-        listener.close()
-
-
-async def _serve(
-    service: Service, listener: socket.socket, on_ready: Callable[[Loaded, str], None]
-) -> None:
     config = uvicorn.Config(
         make_app(service, loads=False),
         lifespan="off",
@@ -45,7 +36,19 @@ async def _serve(
         h11_max_incomplete_event_size=64 * 1024,
         server_header=False,
     )
-    server = _Server(config)
+    try:
+        with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:  # uvloop's
+            runner.run(_serve(service, listener, _Server(config), on_ready))
+    finally:
+        listener.close()
+
+
+async def _serve(
+    service: Service,
+    listener: socket.socket,
+    server: "_Server",
+    on_ready: Callable[[Loaded, str], None],
+) -> None:
     stopping, now = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in _SIGNALS:
