@@ -13,7 +13,6 @@ import asyncio
 import random
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from importlib.util import find_spec
@@ -34,8 +33,8 @@ from retnet.model import RetNet
 
 OURS = "retnet serve"
 NOTES = (
-    "Clients ask again as soon as they have an answer. Prompts and answers have random lengths, the "
-    "same for all contenders; a context is a beginning that all prompts share.",
+    "Clients ask again as soon as they have an answer. Prompts and answers have random lengths, "
+    "the same for all contenders; a context is a beginning that all prompts share.",
     "first: from a request to its first token. gap: from a token to the next one of its answer.",
     "CPU: what all clients took of one processor, which the server could not have.",
     "memory: how far a process rises above where it stood before the context, at its peak.",
@@ -193,9 +192,8 @@ async def load_row(
     server: Server, asks: Iterator[Ask], num_clients: int, context: int, seconds: float
 ) -> Row:
     """What so many clients get."""
-    async with clients(server.port, num_clients, asks) as answers:
-        async with window() as found:
-            await asyncio.sleep(seconds)
+    async with clients(server.port, num_clients, asks) as answers, window() as found:
+        await asyncio.sleep(seconds)
     await _until_idle(server)
     return _row("short", num_clients, context, found[0].figures(answers))
 
@@ -204,10 +202,9 @@ async def mixed_row(server: Server, config: ModelConfig, arguments: argparse.Nam
     """What clients with short prompts get while a long one is being read, again and again."""
     num_clients = context_clients(arguments)[-1]
     long, longs = Asks(config, 1), list[Answer]()
-    async with clients(server.port, num_clients, Asks(config, 0)) as answers:
-        async with window() as found:
-            for _ in range(arguments.long_prompts):
-                await stream(server.port, Ask(long.ids(arguments.long), 1), longs)
+    async with clients(server.port, num_clients, Asks(config, 0)) as answers, window() as found:
+        for _ in range(arguments.long_prompts):
+            await stream(server.port, Ask(long.ids(arguments.long), 1), longs)
     await _until_idle(server)
     figures = found[0].figures(answers)
     figures["long_first_ms"] = 1e3 * sum(each.first_s for each in longs) / len(longs)

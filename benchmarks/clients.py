@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 # A token on every event, also where its text is held back.
@@ -134,7 +135,7 @@ class Window:
         for answer in answers:
             times = answer.token_s
             tokens += sum(self._has(each) for each in times)
-            gaps += [b - a for a, b in zip(times, times[1:], strict=False) if self._has(b)]
+            gaps += [b - a for a, b in pairwise(times) if self._has(b)]
             if times and self._has(answer.begun_s):
                 firsts.append(answer.first_s)
         return {

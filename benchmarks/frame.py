@@ -67,8 +67,13 @@ def main(
     parser: argparse.ArgumentParser,
     run: Callable[[argparse.Namespace, Machine, Console], Report],
     check: Callable[[argparse.Namespace], None],
+    *,
+    must_meet_goals: bool = False,
 ) -> int:
-    """Read the options, measure the machine, run, show and save; the exit code."""
+    """Read the options, measure the machine, run, show and save; the exit code.
+
+    must_meet_goals: whether it is 1 where a goal is missed.
+    """
     arguments = parser.parse_args()
     console = Console(width=max(140, Console().width), highlight=False)
     try:
@@ -87,7 +92,7 @@ def main(
     if arguments.save:
         console.print(f"saved {report.save(RESULTS, arguments.save)}")
     print(report.json_line())
-    return 0
+    return int(must_meet_goals and any(ratio.met is False for ratio in report.ratios))
 
 
 def _machine(arguments: argparse.Namespace, console: Console) -> Machine:

@@ -21,7 +21,7 @@ from retnet.hf.inputs import CACHE_NAME
 from retnet.measure import peak_rise_bytes
 
 if TYPE_CHECKING:
-    from transformers import ContinuousBatchingConfig, GenerationConfig, LlamaForCausalLM
+    from transformers import GenerationConfig, LlamaForCausalLM
 
 GENERATE, CONTINUOUS = "transformers, generate", "transformers, continuous"
 _PAGE = 256
@@ -167,7 +167,7 @@ def first_token_s(model: "LlamaForCausalLM", num_tokens: int) -> float:
 
 
 def memory_figures(config: ModelConfig, context: int) -> Row:
-    """How far a process rises above its model while it writes after a context; see `in_fresh_process`."""
+    """How far this process rises above its model while it writes after a context."""
     model = llama(config, torch.bfloat16)
     write(model, torch.zeros(1, 9, dtype=torch.int64), random_cache(model, 1, 8), 2)
     rise = peak_rise_bytes(partial(_write_after, model, context))

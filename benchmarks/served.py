@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.client import HTTPConnection
@@ -58,9 +58,10 @@ def _write_tokenizer(path: Path, vocab_size: int) -> None:
 
 @dataclass
 class Server:
-    """A server's process, its port, and what it has said so far."""
+    """A server's process, its port, and what it has said so far. key: what it asks for."""
 
     process: "subprocess.Popen[str]"
+    key: str = ""
     port: int = 0
     lines: list[str] = field(default_factory=list)
 
@@ -94,7 +95,7 @@ class Server:
         """What it answers."""
         link = HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_S)
         try:
-            link.request("GET", path)
+            link.request("GET", path, headers={"Authorization": f"Bearer {self.key}"})
             response = link.getresponse()
             data = response.read()
         finally:
@@ -126,17 +127,17 @@ class Server:
 
 
 @contextmanager
-def serving(model: Path, *flags: str, threads: int) -> Iterator[Server]:
+def serving(model: Path, *flags: str, threads: int, key: str = "") -> Iterator[Server]:
     """A server of a model, ready; it is ended afterwards if it hasn't."""
     command = [sys.executable, "-m", "retnet", "serve", "--model", str(model), "--port", "0"]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "RETNET_API_KEY": key}
     process = subprocess.Popen(
         [*command, "--threads", str(threads), *flags],
         stderr=subprocess.PIPE,
         text=True,
         env=environment,
     )
-    server, ready = Server(process), threading.Event()
+    server, ready = Server(process, key), threading.Event()
     reader = threading.Thread(target=_read, args=(server, ready), daemon=True)
     reader.start()
     try:
