@@ -4,7 +4,7 @@ slow, and readers that don't read."""
 import asyncio
 import hmac
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -21,6 +21,9 @@ _OWN_LIMIT_SUFFIX = "/state"
 
 # Requests that read or wait beside those that the engine has or keeps waiting: each holds a body.
 _BODIES_BESIDE = 64
+
+# What is still taken of the body of a request that is refused.
+_REST_BYTES, _REST_S = 2**16, 1.0
 
 
 class SlowReaderError(Exception):
@@ -56,6 +59,7 @@ class Limits:
                 await self.app(scope, body.receive, sending.send)
         except ApiError as error:
             if not sending.has_begun:
+                await _take_the_rest(receive)
                 await sending.error(error)
         except SlowReaderError:
             pass  # Nothing more can be said to it; returning ends the connection.
@@ -110,6 +114,19 @@ class Limits:
         if scope["method"] == "PUT" and scope["path"].endswith(_OWN_LIMIT_SUFFIX):
             return None
         return int(self.config.max_body_mb * 1e6)
+
+
+async def _take_the_rest(receive: Receive) -> None:
+    """Read what is left of a body, if that is little and comes soon: a client that is still sending
+    when the connection ends may lose the answer with it."""
+    num_bytes = 0
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_REST_S):
+            while num_bytes < _REST_BYTES:
+                message = await receive()
+                if not message.get("more_body", False):
+                    return
+                num_bytes += len(message.get("body", b""))
 
 
 def _host_name(host: str) -> str:

@@ -61,6 +61,31 @@ def test_a_wrong_key(strict: RunningServer, path: str, header: str | None) -> No
     assert KEY not in "".join(strict.lines)
 
 
+def test_a_wrong_key_while_the_body_comes(strict: RunningServer) -> None:
+    """The connection used to end at once, and was reset where the body was just coming: clients
+    were told of that and not of their key."""
+    part = b" " * 4000
+    for _ in range(50):
+        with connected(strict) as link:
+            request = head(strict, Content_Length=4 * len(part))
+            link.sendall(request.replace(KEY.encode(), b"wrong"))
+            for _ in range(4):
+                link.sendall(part)
+            answer = b""
+            while received := link.recv(4096):
+                answer += received
+            assert answer.startswith(b"HTTP/1.1 401") and b"invalid_api_key" in answer
+
+
+def test_a_wrong_key_and_no_body(strict: RunningServer) -> None:
+    """Nobody waits long for a body that is not asked for."""
+    with connected(strict) as link:
+        link.sendall(head(strict, Content_Length=100).replace(KEY.encode(), b"wrong"))
+        start = time.monotonic()
+        assert link.recv(4096).startswith(b"HTTP/1.1 401")
+        assert time.monotonic() - start < 5
+
+
 def test_the_right_key(strict: RunningServer) -> None:
     assert ask(strict, {"prompt": "a", "max_tokens": 1}).status_code == 200
     assert httpx.get(f"{strict.url}/health").status_code == 200
