@@ -46,6 +46,9 @@ class EventStream(Response):
         try:
             async for data in self._events:
                 await send({"type": "http.response.body", "body": data, "more_body": True})
+                # Neither the events nor sending them need wait for anything: others have their
+                # turn, and it is seen that the client has left.
+                await asyncio.sleep(0)
         except ApiError as error:
             await send(
                 {"type": "http.response.body", "body": event(error.body()), "more_body": True}
