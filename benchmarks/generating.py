@@ -17,7 +17,6 @@ from decoders import llama_config
 
 from retnet.bench import Row
 from retnet.config import ModelConfig
-from retnet.hf.inputs import CACHE_NAME
 from retnet.measure import peak_rise_bytes
 
 if TYPE_CHECKING:
@@ -147,6 +146,8 @@ def random_cache(model: "LlamaForCausalLM", batch_size: int, context: int) -> An
 
 def write(model: "LlamaForCausalLM", prompt: torch.Tensor, cache: Any, num_tokens: int) -> None:
     """So many tokens after the prompt, of which the cache holds all but the last."""
+    from retnet.hf.inputs import CACHE_NAME
+
     held = cache.get_seq_length()
     if held != prompt.shape[1] - 1:
         raise RuntimeError(f"the cache holds {held} tokens, not {prompt.shape[1] - 1}")

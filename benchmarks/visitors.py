@@ -136,7 +136,7 @@ class Visitor:
 
     async def go_on(self) -> None:
         """A turn in a session that is kept for good."""
-        if not self._sessions or self._random.random() < 0.1:
+        if (len(self._sessions) < 3 and self._random.random() < 0.5) or not self._sessions:
             self._sessions.append(await self._create())
         name = self._random.choice(self._sessions)
         before = self._findings.sessions[name]

@@ -259,9 +259,74 @@ def test_benchmark_of_generate_runs() -> None:
     assert all(ratio["value"] is not None for ratio in result["ratios"])
 
 
+@pytest.mark.slow
+def test_benchmark_of_serving_runs() -> None:
+    """A server and its clients, and what transformers does with the same load."""
+    done = run_script("bench_serving.py", "--quick")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    loads = [row for row in result["rows"] if row["kind"] == "load"]
+    assert all(row["tokens_per_s"] > 0 for row in loads)
+    ours = [row for row in loads if row["contender"] == "retnet serve"]
+    assert {(row["clients"], row["context"]) for row in ours} == {
+        (1, 0),
+        (4, 0),
+        (1, 512),
+        (4, 512),
+    }
+    assert ours[-1]["long_first_ms"] > 0
+    assert all(row["gap_ms"] > 0 and row["client_cpu_percent"] > 0 for row in ours)
+    memory = [row for row in result["rows"] if row["kind"] == "memory"]
+    states = [row["state_mb"] for row in memory if row["contender"] == "retnet serve"]
+    caches = [row["state_mb"] for row in memory if row["contender"] != "retnet serve"]
+    assert states[0] == states[1] and caches[1] == 4 * caches[0]
+
+
+@pytest.mark.slow
+def test_a_server_among_clients_of_all_kinds() -> None:
+    """For twenty seconds: nothing breaks, and nothing is lost."""
+    done = run_script("soak_serving.py", "--quick")
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["settings"]["failures"] == []
+    assert result["rows"][-1]["slots_used"] == 0
+    assert result["settings"]["statuses"]["200"] > 50
+    assert {"401", "404"} < set(result["settings"]["statuses"])
+
+
+@pytest.mark.usefixtures("benchmarks")
+def test_a_load_is_looked_at_in_its_time() -> None:
+    """Tokens, first tokens and gaps count where they end within the window."""
+    from clients import Answer, Window
+
+    answers = [Answer(0.0, [0.5, 1.5, 2.0]), Answer(1.0, [1.25, 3.5]), Answer(1.5)]
+    figures = Window(1.0, 3.0, client_cpu_s=0.5).figures(answers)
+    assert figures["tokens_per_s"] == 1.5 and figures["num_requests"] == 1
+    assert figures["first_ms"] == 250
+    assert (figures["gap_ms"], figures["gap_max_ms"]) == (1000, 1000)
+    assert figures["client_cpu_percent"] == 25
+    assert Window(5.0, 6.0, client_cpu_s=0.0).figures(answers)["gap_p95_ms"] is None
+
+
+@pytest.mark.usefixtures("benchmarks")
+def test_every_token_of_a_random_model_has_a_text(tmp_path: Path) -> None:
+    from served import save_random_model
+
+    from retnet.data.pretrained import load_any_tokenizer
+
+    config = ModelConfig(vocab_size=4000, d_model=32, num_layers=1, num_heads=1)
+    save_random_model(tmp_path, config, torch.bfloat16)
+    tokenizer = load_any_tokenizer(tmp_path, vocab_size=4000)
+    texts = [tokenizer.decode_bytes([token]) for token in range(4000)]
+    assert len(set(texts)) == 4000 and {len(text) for text in texts} == {1, 2, 3}
+
+
 @pytest.mark.parametrize(
     ("script", "options", "message"),
     [
+        ("bench_serving.py", ["--clients", "0"], "--clients must be at least 1"),
+        ("bench_serving.py", ["--seconds", "0"], "--seconds must be above 0"),
+        ("soak_serving.py", ["--minutes", "0"], "--minutes must be above 0"),
         ("bench_retention.py", ["--rounds", "0"], "--rounds must be at least 1"),
         ("bench_retention.py", ["--lengths", "512", "-1"], "--lengths must be at least 1"),
         ("bench_retention.py", ["--save", "../x"], "plain file name"),
