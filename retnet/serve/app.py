@@ -17,6 +17,7 @@ from retnet.serve.about import about_router
 from retnet.serve.asking import Server
 from retnet.serve.chat import chat_router
 from retnet.serve.completions import completion_router
+from retnet.serve.config import ServeConfig
 from retnet.serve.errors import ApiError
 from retnet.serve.limits import Limits
 from retnet.serve.metrics import Metrics
@@ -48,19 +49,20 @@ def make_app(service: Service, *, loads: bool = True) -> FastAPI:
     app.include_router(about_router(server))
     add_page(app)
     _handle_errors(app)
-    app.add_middleware(_limits(service, metrics))
-    if service.config.cors_origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=list(service.config.cors_origins),
-            allow_methods=["*"],
-            allow_headers=["*"],
-        )
+    app.add_middleware(lambda inner: within_limits(inner, service.config, metrics.count_response))
     return app
 
 
-def _limits(service: Service, metrics: Metrics) -> Callable[[ASGIApp], Limits]:
-    return lambda app: Limits(app, service.config, metrics.count_response)
+def within_limits(
+    app: ASGIApp, config: ServeConfig, count_response: Callable[[int], None]
+) -> ASGIApp:
+    """An application that bears with clients as a configuration says, and with other web pages."""
+    limited = Limits(app, config, count_response)
+    if not config.cors_origins:
+        return limited
+    return CORSMiddleware(
+        limited, allow_origins=list(config.cors_origins), allow_methods=["*"], allow_headers=["*"]
+    )
 
 
 def _lifespan(service: Service) -> Callable[[FastAPI], Any]:

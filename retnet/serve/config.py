@@ -8,6 +8,7 @@ from typing import Literal, get_args
 DType = Literal["auto", "fp32", "bf16"]
 Quantize = Literal["none", "int8"]
 
+_AT_LEAST_ONE = ("slots", "prefill_chunk", "max_prompt_tokens", "max_new_tokens", "replicas")
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -42,6 +43,10 @@ class ServeConfig:
             loopback address, all on others.
         cors_origins: origins of other web pages that may call it from browsers.
         access_log: whether every request is logged (never its text).
+        replicas: copies of the model, each in a process of its own that Ray keeps alive; slots,
+            queue, prefix_cache_mb and session_mb are those of each.
+        ray_address: of a Ray cluster for the replicas, or "auto" for the one this machine is part
+            of; None for RAY_ADDRESS, else for one that is begun here and ends with the server.
     """
 
     host: str = "127.0.0.1"
@@ -67,9 +72,11 @@ class ServeConfig:
     allowed_hosts: tuple[str, ...] | None = None
     cors_origins: tuple[str, ...] = ()
     access_log: bool = False
+    replicas: int = 1
+    ray_address: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("slots", "prefill_chunk", "max_prompt_tokens", "max_new_tokens"):
+        for name in _AT_LEAST_ONE:
             _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         _require(self.queue >= 0, "queue", "at least 0", self.queue)
         _require(0 <= self.port < 2**16, "port", "in [0, 65536)", self.port)
@@ -85,6 +92,16 @@ class ServeConfig:
             _require(value in get_args(kind), name, f"one of {get_args(kind)}", value)
         if self.api_key is not None and not self.api_key.strip():
             raise ValueError("api_key must not be empty; leave it out for none")
+        if self.uses_ray and self.session_dir is None:
+            raise ValueError(
+                "session_dir must name a folder that all replicas can read and write, got None; a "
+                "session goes on from there when its replica is gone"
+            )
+
+    @property
+    def uses_ray(self) -> bool:
+        """Whether the model runs in processes of Ray's rather than in the server's own."""
+        return self.replicas > 1 or self.ray_address is not None
 
     @property
     def is_loopback(self) -> bool:

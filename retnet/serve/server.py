@@ -6,29 +6,52 @@ import signal
 import socket
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from typing import Protocol
 
 import uvicorn
+from starlette.types import ASGIApp
 
-from retnet.serve.app import make_app
-from retnet.serve.service import Loaded, Service
+from retnet.serve.config import ServeConfig
 
 _log = logging.getLogger(__name__)
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-def serve(service: Service, on_ready: Callable[[Loaded, str], None]) -> None:
+class Serving(Protocol):
+    """What an application is about, which comes and goes with the server."""
+
+    @property
+    def config(self) -> ServeConfig:
+        """The server's."""
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether it can be used."""
+
+    async def load(self) -> None:
+        """Make it ready."""
+
+    async def drain(self) -> None:
+        """Take nothing new, and wait for what runs."""
+
+    async def close(self) -> None:
+        """End everything."""
+
+
+def serve(
+    app: ASGIApp, service: Serving, listener: socket.socket, on_ready: Callable[[str], None]
+) -> None:
     """Serve until SIGTERM or SIGINT, then until what runs has ended; the second one ends it now.
 
-    on_ready: told of the model and the server's URL when it can be used.
+    app: of the service, which it doesn't load itself.
+    on_ready: told of the server's URL when it can be used.
 
     Raises:
-        OSError: where it can't listen.
         ValueError: as loading the model does.
     """
-    listener = _listen(service.config.host, service.config.port)
     config = uvicorn.Config(
-        make_app(service, loads=False),
+        app,
         lifespan="off",
         access_log=service.config.access_log,
         log_level="info" if service.config.access_log else "warning",
@@ -36,18 +59,15 @@ def serve(service: Service, on_ready: Callable[[Loaded, str], None]) -> None:
         h11_max_incomplete_event_size=64 * 1024,
         server_header=False,
     )
-    try:
-        with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:  # uvloop's
-            runner.run(_serve(service, listener, _Server(config), on_ready))
-    finally:
-        listener.close()
+    with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:  # uvloop's
+        runner.run(_serve(service, listener, _Server(config), on_ready))
 
 
 async def _serve(
-    service: Service,
+    service: Serving,
     listener: socket.socket,
     server: "_Server",
-    on_ready: Callable[[Loaded, str], None],
+    on_ready: Callable[[str], None],
 ) -> None:
     stopping, now = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -57,7 +77,7 @@ async def _serve(
     try:
         await _load(service, stopping)
         if service.is_loaded:
-            on_ready(service.loaded, url_of(listener))
+            on_ready(url_of(listener))
         await _first_of(stopping, running)
         await _first_of(now, asyncio.create_task(service.drain()))
     finally:
@@ -66,7 +86,7 @@ async def _serve(
         await asyncio.gather(running, return_exceptions=True)
 
 
-async def _load(service: Service, stopping: asyncio.Event) -> None:
+async def _load(service: Serving, stopping: asyncio.Event) -> None:
     """Load the model, unless the server is told to stop before."""
     loading = asyncio.ensure_future(service.load())
     await _first_of(stopping, loading)
@@ -95,8 +115,18 @@ class _Server(uvicorn.Server):
         yield
 
 
+@contextmanager
+def listening(host: str, port: int) -> Generator[socket.socket, None, None]:
+    """A socket that listens, so that a port that is taken is known before the model is loaded.
+
+    Raises:
+        OSError: where it can't listen.
+    """
+    with _listen(host, port) as listener:
+        yield listener
+
+
 def _listen(host: str, port: int) -> socket.socket:
-    """A socket that listens, so that a port that is taken is known before the model is loaded."""
     [(family, _, _, _, address), *_] = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:

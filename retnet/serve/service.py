@@ -11,13 +11,14 @@ from pathlib import Path
 import torch
 
 from retnet.checkpoint import load_checkpoint
+from retnet.config import ModelConfig
 from retnet.data.chat_template import ChatTemplate
 from retnet.data.pretrained import PretrainedTokenizer, load_any_tokenizer
 from retnet.data.tokenizer import ByteTokenizer
 from retnet.decoding import Decoder
 from retnet.device import find_device, find_dtype
 from retnet.serve.config import ServeConfig
-from retnet.serve.engine import Engine
+from retnet.serve.engine import Engine, EngineStats
 from retnet.serve.errors import ApiError
 from retnet.serve.sessions import SessionStore
 from retnet.serve.worker import AsyncEngine
@@ -39,6 +40,22 @@ class Phase(Enum):
 
 
 @dataclass(frozen=True)
+class About:
+    """What there is to tell of a model at work.
+
+    most_state_bytes: of a session's file.
+    """
+
+    id: str
+    model: ModelConfig
+    dtype: str
+    kernel_name: str
+    why_not_native: str | None
+    stats: EngineStats
+    most_state_bytes: int
+
+
+@dataclass(frozen=True)
 class Loaded:
     """A model at work. created: when it was loaded, in unix seconds."""
 
@@ -53,6 +70,18 @@ class Loaded:
     def decoder(self) -> Decoder:
         """Its weights."""
         return self.engine.engine.decoder
+
+    def about(self) -> About:
+        """What there is to tell of it."""
+        return About(
+            self.id,
+            self.decoder.model.config,
+            str(self.decoder.dtype).removeprefix("torch."),
+            self.decoder.kernel_name,
+            self.decoder.why_not_native,
+            self.engine.stats(),
+            self.sessions.format.most_bytes,
+        )
 
     async def encode(self, text: str, *, begins: bool = True) -> list[int]:
         """The tokens of a text, of a document's beginning or of what goes on; ApiError if none."""

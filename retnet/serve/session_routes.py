@@ -133,12 +133,12 @@ def _add_state_routes(router: APIRouter, store: Callable[[], SessionStore]) -> N
         sessions = store()
         sessions.check_free(session_id)  # before all of a body is read in vain
         async with reading:
-            data = await _read(request, sessions.format.most_bytes)
+            data = await read_state(request, sessions.format.most_bytes)
             return _body(await sessions.from_bytes(session_id, data))
 
 
-async def _read(request: Request, most_bytes: int) -> bytes:
-    """A body, if it has no more bytes than may be."""
+async def read_state(request: Request, most_bytes: int) -> bytes:
+    """A body, if it has no more bytes than a session's file may have; ApiError otherwise."""
     too_large = ApiError(
         413,
         f"a session of this model takes at most {most_bytes:,} bytes, and the body is larger; "

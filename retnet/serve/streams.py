@@ -39,7 +39,7 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send them all, or until the client has left."""
         async with aclosing(self._events):
-            await _first_of(self._send_all(send), _left(receive))
+            await first_of(self._send_all(send), left(receive))
 
     async def _send_all(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
@@ -63,19 +63,19 @@ class ClientLeftError(Exception):
 async def unless_left(request: Request, work: Awaitable[_T]) -> _T:
     """What some work gives; it is cancelled, and ClientLeftError raised, when the client leaves."""
     task: asyncio.Task[_T] = asyncio.ensure_future(work)
-    await _first_of(task, _left(request.receive))
+    await first_of(task, left(request.receive))
     if task.cancelled():
         raise ClientLeftError
     return task.result()
 
 
-async def _left(receive: Receive) -> None:
-    """Returns when the client has left."""
+async def left(receive: Receive) -> None:
+    """Returns when the client, whose body has been read, has left."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
-async def _first_of(work: Awaitable[Any], other: Awaitable[Any]) -> None:
+async def first_of(work: Awaitable[Any], other: Awaitable[Any]) -> None:
     """Until one of the two is done; the other is cancelled. Raises what they raise."""
     tasks = [asyncio.ensure_future(work), asyncio.ensure_future(other)]
     try:

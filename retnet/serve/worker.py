@@ -60,6 +60,11 @@ class AsyncEngine:
             self._thread.join()
 
     @property
+    def is_stopped(self) -> bool:
+        """Whether it was stopped, or a step of it failed."""
+        return self._is_stopped
+
+    @property
     def num_open(self) -> int:
         """Requests that have not ended."""
         return self._num_open
