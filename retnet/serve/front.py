@@ -172,8 +172,8 @@ def _labelled(texts: Mapping[str, str]) -> bytes:
     metrics: dict[str, Metric] = {}
     for index, text in texts.items():
         for family in text_string_to_metric_families(text):
-            if family.name == "retnet_responses":
-                continue  # of requests, which are counted in front
+            if family.name.startswith("retnet_responses"):
+                continue  # these are counted in front
             new = Metric(family.name, family.documentation, family.type)
             metric = metrics.setdefault(family.name, new)
             for sample in family.samples:

@@ -6,7 +6,7 @@ Nothing else here imports Ray.
 import logging
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -56,11 +56,25 @@ def _connect(address: str, config: ServeConfig) -> None:
         os.environ.update({name: os.environ.get(name, value) for name, value in _LOCAL.items()})
         cpus = max(config.replicas * (config.threads or 1), torch.get_num_threads())
         settings |= {"num_cpus": cpus, "include_dashboard": False}
+    for is_last in (False, False, True):
+        try:
+            _init(address, settings)
+        except ConnectionError:
+            # What Ray begins gives up after 15 s, which is little where all is read for the first
+            # time from a slow disk, or others work too.
+            if is_last or address != "local":
+                raise
+        else:
+            return
+
+
+def _init(address: str, settings: Mapping[str, Any]) -> None:
     import ray
 
     try:
         ray.init(address, **settings)
     except Exception as error:
+        ray.shutdown()
         reason = str(error).partition("\n")[0]
         raise ConnectionError(f"Ray can't be reached at {address!r}: {reason}") from error
 
@@ -69,8 +83,9 @@ def _share(config: ServeConfig) -> tuple[int, int]:
     """Threads and GPUs of each replica."""
     import ray
 
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    cpus, gpus = ([int(node.get(kind, 0)) for node in nodes] for kind in ("CPU", "GPU"))
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    alive = [node["Resources"] for node in nodes if node["Alive"]]
+    cpus, gpus = ([int(node.get(kind, 0)) for node in alive] for kind in ("CPU", "GPU"))
     threads = config.threads or _most_each(cpus, config.replicas)
     if threads == 0:
         raise ValueError(
@@ -111,8 +126,8 @@ def _deploy(directory: Path, config: ServeConfig, names: Sequence[str], gpus: in
     from ray import serve
 
     quiet = {"log_level": "WARNING", "enable_access_log": False}
-    serve.start(proxy_location="Disabled", logging_config=quiet)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    serve.start(proxy_location="Disabled", logging_config=quiet)
     deployment = serve.deployment(
         name="replica",
         num_replicas=1,
