@@ -1,5 +1,6 @@
 """The application in front of replicas: it hands each request on to one of them."""
 
+import asyncio
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -18,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from retnet.serve.app import within_limits
 from retnet.serve.replicas import Remote, ReplicaLostError, Replicas
 from retnet.serve.service import Phase
-from retnet.serve.session_routes import read_state
+from retnet.serve.session_routes import MOST_FILES, read_state
 from retnet.serve.streams import event, first_of, left
 from retnet.serve.writing import unavailable
 
@@ -45,6 +46,7 @@ class Front:
 
     def __init__(self, replicas: Replicas) -> None:
         self._replicas = replicas
+        self._reading = asyncio.Semaphore(MOST_FILES)
         self._registry = CollectorRegistry()
         self._answers = Counter(
             "retnet_responses", "Requests by status.", ["status"], registry=self._registry
@@ -87,7 +89,8 @@ class Front:
 
     async def _body(self, request: Request) -> bytes:
         if request.method == "PUT" and _STATE_PATH.fullmatch(request.url.path):
-            return await read_state(request, self._replicas.about.most_state_bytes)
+            async with self._reading:
+                return await read_state(request, self._replicas.about.most_state_bytes)
         return await request.body()
 
     async def _answer(self, scope: Scope, body: bytes, send: Send) -> None:

@@ -18,7 +18,7 @@ from retnet.serve.session_files import ID_PATTERN, Session
 from retnet.serve.sessions import SessionStore
 
 # Files that are read at once: each takes a state's memory, and more while it is checked.
-_MOST_FILES = 8
+MOST_FILES = 8
 
 _FILE: dict[str, Any] = {
     "application/octet-stream": {"schema": {"type": "string", "format": "binary"}}
@@ -110,7 +110,7 @@ def _add_session_routes(router: APIRouter, store: Callable[[], SessionStore]) ->
 
 
 def _add_state_routes(router: APIRouter, store: Callable[[], SessionStore]) -> None:
-    reading = asyncio.Semaphore(_MOST_FILES)
+    reading = asyncio.Semaphore(MOST_FILES)
 
     @router.get(
         "/{session_id}/state",

@@ -35,9 +35,13 @@ def save_model(directory: Path, **changes: object) -> RetNet:
 
 @dataclass
 class RunningServer:
-    """A server's process, its address, and what it has said so far."""
+    """A server's process, its address, and what it has said so far.
+
+    headers: of all requests.
+    """
 
     process: "subprocess.Popen[str]"
+    headers: dict[str, str] = field(default_factory=dict)
     url: str = ""
     lines: list[str] = field(default_factory=list)
 
@@ -46,13 +50,18 @@ class RunningServer:
         return int(self.url.rpartition(":")[2])
 
     def client(self, **headers: str) -> httpx.Client:
-        return httpx.Client(base_url=self.url, headers=headers, timeout=PATIENCE_S)
+        return httpx.Client(base_url=self.url, headers=self.headers | headers, timeout=PATIENCE_S)
 
     def metric(self, name: str) -> float:
         """A metric's value now."""
-        text = httpx.get(f"{self.url}/metrics", timeout=PATIENCE_S).text
-        [value] = re.findall(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)
-        return float(value)
+        [value] = self.metrics(name)
+        return value
+
+    def metrics(self, name: str) -> list[float]:
+        """A metric's values now, of one or several replicas."""
+        text = httpx.get(f"{self.url}/metrics", headers=self.headers, timeout=PATIENCE_S).text
+        pattern = rf"^{re.escape(name)}(?:{{replica=.*}})? (\S+)$"
+        return [float(value) for value in re.findall(pattern, text, re.MULTILINE)]
 
     def until(self, name: str, value: float) -> None:
         """Wait until a metric has a value."""
@@ -69,22 +78,33 @@ class RunningServer:
 
 @contextmanager
 def started(
-    model: Path, arguments: Sequence[str] = (), environment: dict[str, str] | None = None
+    model: Path,
+    arguments: Sequence[str] = (),
+    environment: dict[str, str] | None = None,
+    *,
+    headers: dict[str, str] | None = None,
+    start_s: float = START_S,
 ) -> Iterator[RunningServer]:
-    """A server of a model, ready; it is ended afterwards if it hasn't."""
+    """A server of a model, ready, in a process group of its own; it is ended afterwards if it
+    hasn't.
+
+    headers: of all requests.
+    start_s: how long it may take to be ready.
+    """
     command = [sys.executable, "-m", "retnet", "serve", "--model", str(model), "--port", "0"]
     process = subprocess.Popen(
         [*command, *arguments],
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
+        process_group=0,
     )
-    server = RunningServer(process)
+    server = RunningServer(process, headers or {})
     ready = threading.Event()
     reader = threading.Thread(target=_read, args=(server, ready))
     reader.start()
     try:
-        assert ready.wait(START_S) and server.url, "".join(server.lines)
+        assert ready.wait(start_s) and server.url, "".join(server.lines)
         yield server
     finally:
         if process.poll() is None:
