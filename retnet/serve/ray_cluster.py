@@ -21,8 +21,9 @@ from retnet.serve.replicas import Replicas
 # Requests are counted by replicas themselves.
 _NO_LIMIT = 1_000_000
 
-# Of what Ray begins on this machine: nothing is told to its makers, nothing listens on addresses
-# that others reach (whatever that name says), and who calls it shows its token.
+# Of what Ray begins on this machine: nothing is told to its makers; it listens on addresses that
+# others don't reach (whatever that name says) but for a port of each replica's; and who calls it
+# shows a token that Ray keeps in ~/.ray, without which anybody could have it run their code.
 _LOCAL = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx
 import psutil
 import pytest
@@ -114,15 +115,23 @@ def test_what_it_says(server: RunningServer, client: httpx.Client) -> None:
     assert httpx.get(f"{server.url}/health").json() == {"status": "ready"}
 
 
-def test_only_this_machine_reaches_it(server: RunningServer) -> None:
-    """Nor what Ray has begun, which would run anybody's code."""
-    addresses = {
-        connection.laddr.ip.removeprefix("::ffff:")
+def test_others_reach_nothing(server: RunningServer) -> None:
+    """What Ray begins would run anybody's code. All of it listens to this machine only, but for a
+    port of Serve's in each replica; those want Ray's token."""
+    listening = {
+        (process.pid, connection.laddr.ip.removeprefix("::ffff:"), connection.laddr.port)
         for process in processes(server)
         for connection in process.net_connections("inet")
         if connection.status == psutil.CONN_LISTEN
     }
-    assert addresses == {"127.0.0.1"}
+    open_ports = {(pid, port) for pid, address, port in listening if address != "127.0.0.1"}
+    assert {pid for pid, _ in open_ports} <= {process_of(server, each).pid for each in (0, 1)}
+    for _, port in open_ports:
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            call = channel.unary_unary("/ray.serve.ASGIService/HandleRequest")
+            with pytest.raises(grpc.RpcError) as refusal:
+                call(b"", timeout=10)
+            assert refusal.value.code() == grpc.StatusCode.UNAUTHENTICATED
 
 
 def test_what_comes_in_front(server: RunningServer) -> None:
@@ -146,7 +155,7 @@ def test_both_work(server: RunningServer, client: httpx.Client) -> None:
         assert next(first.iter_lines())
         with client.stream("POST", "/v1/completions", json=body) as second:
             assert next(second.iter_lines())
-            assert server.metrics("retnet_slots_used") == [1, 1]
+            wait_for(server, "retnet_slots_used", [1, 1])
     wait_for(server, "retnet_slots_used", [0, 0])
 
 
