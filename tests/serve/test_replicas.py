@@ -152,9 +152,11 @@ def test_both_work(server: RunningServer, client: httpx.Client) -> None:
     """Two requests are in a replica each; when their clients leave, the slots are free."""
     body = {**ENDLESS, "stream": True}
     with client.stream("POST", "/v1/completions", json=body) as first:
-        assert next(first.iter_lines())
+        lines = first.iter_lines()  # closes the connection when it is forgotten
+        assert next(lines).startswith("data: {")
         with client.stream("POST", "/v1/completions", json=body) as second:
-            assert next(second.iter_lines())
+            others = second.iter_lines()
+            assert next(others).startswith("data: {")
             wait_for(server, "retnet_slots_used", [1, 1])
     wait_for(server, "retnet_slots_used", [0, 0])
 
