@@ -84,7 +84,7 @@ BAD_REQUESTS: tuple[BadRequest, ...] = (
     *(BadRequest(json.dumps(fields).encode(), _CHAT) for fields in _CHATS),
     BadRequest(b'{"prompt": "a", "model": "other"}', statuses=(404,)),
     BadRequest(b'{"prompt": "a", "model": "\\ud800"}', statuses=(404,)),
-    BadRequest(b'{"prompt": "a", "session_id": "nobody"}', statuses=(404,)),
+    BadRequest(b'{"prompt": "a", "session_id": "nobody"}', statuses=(404, 409)),
     BadRequest(json.dumps({"prompt": "a" * 300_000}).encode(), statuses=(413,)),
     BadRequest(b'{"tokens": [-1]}', _TOKENS),
     BadRequest(b'{"tokens": [99999999999999999999]}', _TOKENS),

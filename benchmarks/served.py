@@ -17,6 +17,7 @@ from string import ascii_letters
 
 import torch
 
+import retnet
 from retnet.checkpoint import save_checkpoint
 from retnet.config import ModelConfig
 from retnet.data.pretrained import PretrainedTokenizer
@@ -128,9 +129,14 @@ class Server:
 
 @contextmanager
 def serving(model: Path, *flags: str, threads: int, key: str = "") -> Iterator[Server]:
-    """A server of a model, ready; it is ended afterwards if it hasn't."""
+    """A server of a model, ready, of the package that is imported here; it is ended afterwards."""
     command = [sys.executable, "-m", "retnet", "serve", "--model", str(model), "--port", "0"]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "RETNET_API_KEY": key}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": str(threads),
+        "RETNET_API_KEY": key,
+        "PYTHONPATH": str(Path(retnet.__file__).parent.parent),
+    }
     process = subprocess.Popen(
         [*command, "--threads", str(threads), *flags],
         stderr=subprocess.PIPE,

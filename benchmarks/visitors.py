@@ -58,7 +58,8 @@ async def web(port: int) -> AsyncIterator[httpx.AsyncClient]:
         base_url=f"http://127.0.0.1:{port}",
         headers={"authorization": f"Bearer {KEY}"},
         timeout=300,
-        limits=httpx.Limits(max_connections=None, max_keepalive_connections=32),
+        # Connections are given up before the server does so, just when the next request begins.
+        limits=httpx.Limits(None, max_keepalive_connections=32, keepalive_expiry=2),
     ) as client:
         yield client
 
