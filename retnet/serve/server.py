@@ -12,6 +12,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from retnet.serve.config import ServeConfig
+from retnet.serve.connections import bounded
 
 _log = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ def serve(
         access_log=service.config.access_log,
         log_level="info" if service.config.access_log else "warning",
         timeout_graceful_shutdown=1,
-        h11_max_incomplete_event_size=64 * 1024,
+        http=bounded(service.config.body_timeout_s),
         server_header=False,
     )
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:  # uvloop's
