@@ -37,8 +37,8 @@ class ServeConfig:
         max_new_tokens: of one answer.
         max_body_mb: of a request, in MB.
         timeout_s: for one request, from its first byte to its last.
-        body_timeout_s: for a request's head to arrive, for its body, and for a client to take what it
-            was sent.
+        body_timeout_s: for a request's head to arrive, for its body, and for a client to take
+            what it was sent.
         drain_s: for running requests to end after SIGTERM.
         allowed_hosts: names by which clients may call the server; None allows loopback names on a
             loopback address, all on others.
