@@ -102,7 +102,8 @@ class Step {
         const Layer& layer = m_.layers[l];
         const Matrix& after = l + 1 < m_.num_layers ? m_.layers[l + 1].projection : m_.head;
         norm_and_pack(layer.mixer_norm, layer.projection, index, size);
-        multiply(layer.projection, 4 * l, {room_.merged, room_.wide, false}, &layer.output, index, size);
+        multiply(layer.projection, 4 * l, {room_.merged, room_.wide, false}, &layer.output, index,
+                 size);
         for (int64_t i = index; i < count_ * m_.num_heads; i += size)
             retain(layer, states_[l], i / m_.num_heads, i % m_.num_heads);
         barrier_.wait(size);
@@ -216,7 +217,8 @@ class Step {
               int64_t columns, float* out) const {
         int64_t column = 0;
         for (; column + WIDE * LANES <= columns; column += WIDE * LANES)
-            read_columns<WIDE>(state + column, gamma, q, k, v + column, columns, LANES, out + column);
+            read_columns<WIDE>(state + column, gamma, q, k, v + column, columns, LANES,
+                               out + column);
         for (; column < columns; column += LANES)
             read_columns<1>(state + column, gamma, q, k, v + column, columns, columns - column,
                             out + column);
@@ -299,8 +301,8 @@ EXPORTED int64_t retnet_instructions() {
 }
 
 // Reads tokens [count] in the rows [count] of states, num_layers pointers, which stand at positions
-// [count]. logits: [count, vocab_size]. memory: of retnet_room_bytes, at a multiple of 64. Returns 0, or
-// 1 where a token is not in the vocabulary, and then nothing has been done.
+// [count]. logits: [count, vocab_size]. memory: of retnet_room_bytes, at a multiple of 64.
+// Returns 0, or 1 where a token is not in the vocabulary, and then nothing has been done.
 EXPORTED int64_t retnet_step(const Model* model, const int64_t* tokens, const int64_t* rows,
                              const int64_t* positions, int64_t count, float* const* states,
                              float* logits, char* memory, int64_t threads) {

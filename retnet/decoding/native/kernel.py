@@ -1,7 +1,7 @@
 """A step of many rows in C++: the whole model in one call.
 
 A row's bits depend neither on its neighbours nor on the number of threads: each sum has one order.
-The structures here have their like in decode.cpp, products.h and vectors.h.
+The structures here have their like in decode.cpp, rows.h and vectors.h.
 """
 
 import ctypes

@@ -27,6 +27,7 @@ NATIVE = ("-march=native",)
 MACHINES = {
     "native": NATIVE,
     **({"no AMX": (*NATIVE, "-mno-amx-bf16")} if "amx_bf16" in _FLAGS else {}),
+    **({"AVX-512 alone": ("-march=skylake-avx512",)} if "avx512vl" in _FLAGS else {}),
     **({"AVX2": ("-march=x86-64-v3",)} if "avx2" in _FLAGS else {}),
     **({"SSE2": ("-march=x86-64",)} if "sse2" in _FLAGS else {}),
 }
