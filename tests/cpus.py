@@ -9,13 +9,11 @@ import pytest
 from retnet.decoding.native.build import BuildError, find_compiler
 
 _CPUINFO = Path("/proc/cpuinfo")
-_IS_KNOWN = _CPUINFO.exists() and all(
-    word in _CPUINFO.read_text() for word in ("AuthenticAMD", "avx512_bf16")
-)
+_IS_KNOWN = _CPUINFO.exists() and "avx512_bf16" in _CPUINFO.read_text()
 
 rows_are_independent = pytest.mark.skipif(
     not _IS_KNOWN,
-    reason="how many rows torch's products need was tried on AMD with AVX512-BF16 only",
+    reason="how torch's products sum was tried on AMD and Intel with AVX512-BF16 only",
 )
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from retnet.decoding.native.build import BuildError
 from retnet.decoding.native.kernel import NativeKernel, unsupported
 from retnet.decoding.quantize import quantize_
-from retnet.decoding.torch_kernel import PADDED_ROWS, TorchKernel
+from retnet.decoding.torch_kernel import LEAST_ROWS, TorchKernel
 from retnet.decoding.weights import Weights, merge_
 from retnet.model import RetNet, RetNetState
 from retnet.ops.reference import accumulation_dtype
@@ -21,7 +21,8 @@ class Decoder:
 
     A row's results do not depend, by one bit, on which other rows are read with it, nor on how many
     or in which order. With the native kernel this holds on every CPU. With torch's it rests on how
-    torch's products sum, which was tried with torch 2.13 on some CPUs; see `torch_kernel`.
+    torch's products sum, tried with torch 2.13 on AMD's and Intel's CPUs with AVX512-BF16; see
+    `torch_kernel`.
 
     Args:
         model: in evaluation mode, fp32, bf16 or fp64. Its weights are merged and its parameters
@@ -143,7 +144,7 @@ def _check_model(model: RetNet) -> None:
     if model.training:
         raise ValueError("model must not be training; call model.eval() first")
     dtypes = {parameter.dtype for parameter in model.parameters()}
-    if len(dtypes) > 1 or not dtypes <= PADDED_ROWS.keys():
+    if len(dtypes) > 1 or not dtypes <= LEAST_ROWS.keys():
         raise ValueError(
             f"model must be all fp32, bf16 or fp64, got {sorted(map(str, dtypes))}; cast it"
         )

@@ -2,8 +2,8 @@
 
 A row's bits do not depend on its neighbours. Four things could break that, and don't:
 
-* A product of few rows is summed in another order than one of many: rows of zeros are added up to a
-  number from where the order is the same (`PADDED_ROWS`).
+* A product of few rows is summed in another order than one of many: it is done in groups of as many
+  rows, the last made up with zeros, or of any number from where the order is the same (`GROUPS`).
 * Elementwise functions compute what is left over at the end of a tensor, or of a thread's share of
   it, with another exponential: they see whole rows, in shares that one thread does (`by_rows`).
 * A product of matrices in memory is summed as their alignment has it: each state is aligned.
@@ -23,9 +23,9 @@ from retnet.model import RetNet, RetNetState
 from retnet.ops.reference import accumulation_dtype
 from retnet.position import decay_sum, log_decays, rotary_angles, rotate_real
 
-# Rows of a product on a CPU are made up to a multiple of this. Found by trying all numbers up to
-# 64: oneDNN's bf16 sums differ at 1 row only, MKL's fp32 and fp64 at small and at odd numbers.
-PADDED_ROWS = {torch.bfloat16: 1, torch.float32: 8, torch.float64: 8}
+# Rows of a product on a CPU. MKL, which does fp32 and fp64, chooses its order by their number on
+# some processors. oneDNN's bf16 sums differ at 1 row only; found by trying all numbers up to 64.
+GROUPS = {torch.float32: 8, torch.float64: 8}
 LEAST_ROWS = {torch.bfloat16: 2, torch.float32: 8, torch.float64: 8}
 # On a GPU the number of rows chooses the kernel; up to this many cost the same as one.
 PADDED_ROWS_ON_GPU = 64
@@ -158,7 +158,10 @@ def product(x: Tensor, matrix: Matrix) -> Tensor:
     if x.dtype == torch.float64 and x.shape[-1] % 2:
         # Rows of an odd number of these begin at two alignments in turn, summed in two ways.
         x, weight = F.pad(x, (0, 1)), F.pad(weight, (0, 1))
-    return F.linear(x, weight, matrix.bias)
+    if x.device.type != "cpu" or len(x) <= GROUPS.get(x.dtype, len(x)):
+        return F.linear(x, weight, matrix.bias)
+    groups = x.split(GROUPS[x.dtype])
+    return torch.cat([F.linear(group, weight, matrix.bias) for group in groups])
 
 
 def by_rows(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -176,7 +179,7 @@ def _num_padded(num_rows: int, x: Tensor) -> int:
     """The rows that a product of so many rows like x [M, D] has."""
     if x.device.type != "cpu":
         return -(-num_rows // PADDED_ROWS_ON_GPU) * PADDED_ROWS_ON_GPU
-    multiple = PADDED_ROWS[x.dtype]
+    multiple = GROUPS.get(x.dtype, 1)
     return max(LEAST_ROWS[x.dtype], -(-num_rows // multiple) * multiple)
 
 
