@@ -83,8 +83,8 @@ class Decoder:
         """What a step reads of the weights: all, and a tied matrix once."""
         total = 0
         for weight in self.model.parameters():
-            is_small = weight.dim() > 1 and self.matrix_bytes is not None
-            total += weight.numel() * (self.matrix_bytes if is_small else weight.element_size())
+            own = self.matrix_bytes if weight.dim() > 1 else None
+            total += weight.numel() * (weight.element_size() if own is None else own)
         return total
 
 

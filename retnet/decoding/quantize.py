@@ -42,7 +42,7 @@ def _quantize_matrix_(matrix: Matrix) -> Matrix:
 
 def rounded(weight: Tensor) -> Integers:
     """A matrix [N, K] as int8, the largest of each row 127 or -127."""
-    exact = weight.double()
-    # A row of zeros has any scale.
+    exact = weight.float()
+    # A row of zeros may have any scale.
     scales = (exact.abs().amax(dim=1) / LARGEST).clamp(min=torch.finfo(torch.float32).tiny)
-    return Integers((exact / scales[:, None]).round().to(torch.int8), scales.float())
+    return Integers((exact / scales[:, None]).round().to(torch.int8), scales)

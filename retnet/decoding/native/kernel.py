@@ -117,7 +117,7 @@ class NativeKernel:
         self._library.retnet_room_bytes.restype = ctypes.c_int64
         self._backbone, self._vocab_size = model.backbone, model.config.vocab_size
         self._structure = _Builder().model(model, weights)
-        self._room = torch.empty(0, dtype=torch.uint8)
+        self._room = torch.empty(0, dtype=torch.uint8, device="cpu")
 
     @property
     def instructions(self) -> str:
@@ -128,7 +128,8 @@ class NativeKernel:
         """See `Decoder.step_`; nothing is checked here but the tokens."""
         count = len(tokens)
         tokens, rows, positions = tokens.contiguous(), rows.contiguous(), state.position[rows]
-        logits = torch.empty(count, self._vocab_size)
+        # Whatever torch's default device and dtype are.
+        logits = torch.empty(count, self._vocab_size, dtype=torch.float32, device="cpu")
         states = [layer.data_ptr() for layer in state.layers]
         failed = self._library.retnet_step(
             ctypes.byref(self._structure.model),
@@ -149,7 +150,7 @@ class NativeKernel:
         reference = ctypes.byref(self._structure.model)
         wanted = self._library.retnet_room_bytes(reference, ctypes.c_int64(count)) + _ALIGNED_BYTES
         if len(self._room) < wanted:
-            self._room = torch.zeros(wanted, dtype=torch.uint8)
+            self._room = torch.zeros(wanted, dtype=torch.uint8, device="cpu")
         return -(-self._room.data_ptr() // _ALIGNED_BYTES) * _ALIGNED_BYTES
 
 
@@ -172,7 +173,7 @@ class _Builder:
         layers = (_Layer * config.num_layers)(*map(self._layer, weights.layers))
         self._kept.append(layers)
         embedding = backbone.embed_tokens.weight.detach()
-        one = torch.ones(1, dtype=torch.float64)
+        one = torch.ones(1, dtype=torch.float64, device="cpu")
         structure = _Model(
             vocab_size=config.vocab_size,
             width=config.d_model,

@@ -1,8 +1,10 @@
 """Compiling on first use, and all that can be in its way."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -103,6 +105,26 @@ def test_no_compiler_on_the_path(folder: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("PATH", str(folder))
     with pytest.raises(BuildError, match=r"c\+\+, g\+\+, clang\+\+.*install"):
         load_or_compile(FAST)
+
+
+def test_interrupted(folder: Path, tmp_path: Path) -> None:
+    """Ctrl-C while the compiler works: it ends with it, and nothing is left behind."""
+    compiler, begun, aside = tmp_path / "compiler", tmp_path / "begun", tmp_path / "aside"
+    aside.mkdir()
+    compiler.write_text(f'#!/bin/sh\n[ "$1" = --version ] && exit\ntouch {begun}\nexec sleep 100\n')
+    compiler.chmod(0o755)
+    code = f"from retnet.decoding.native.build import load_or_compile; load_or_compile({FAST!r})"
+    environment = {**os.environ, "CXX": str(compiler), "TMPDIR": str(aside)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE, text=True
+    )
+    while not begun.exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    assert "KeyboardInterrupt" in process.communicate(timeout=30)[1]
+    assert not list(aside.iterdir())
+    assert not folder.exists()
 
 
 @needs_compiler
