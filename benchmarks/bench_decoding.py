@@ -41,8 +41,8 @@ NOTES = (
     f"bytes and all else in bf16; {OURS_TORCH}: the decoder without a compiler; {OURS_STEP}: "
     "retnet.generation.step.",
     "A step writes one token in each row. GB/s: the weights, and all that is read, once a step. "
-    "share: of the read bandwidth measured in this run; above 100 where weights stay in the "
-    "processor's cache.",
+    "share: of the rate at which torch sums a large tensor in this run; above 100 where weights "
+    "stay in the processor's cache, or are read faster than that.",
     "prefill ends in the logits after the last token only, on all sides.",
 )
 DECODE_COLUMNS = {
