@@ -29,11 +29,18 @@ class Replica:
         self._app = make_app(self._service, loads=False)
         self._loading = asyncio.Lock()
 
-    async def live(self) -> AsyncGenerator[About, None]:
-        """Load the model, tell about it, and end with the process: who waits knows of its death."""
-        async with self._loading:
-            if not self._service.is_loaded:
-                await self._service.load()
+    async def live(self) -> AsyncGenerator[About | ValueError, None]:
+        """Load the model, tell about it, and end with the process: who waits knows of its death.
+
+        What is wrong with the model is told too; raised, it would arrive as an error of Ray's.
+        """
+        try:
+            async with self._loading:
+                if not self._service.is_loaded:
+                    await self._service.load()
+        except (ValueError, OSError) as error:
+            yield ValueError(str(error))
+            return
         yield self._service.loaded.about()
         await asyncio.Event().wait()
 

@@ -49,17 +49,20 @@ class Remote:
         """Know whether it is there, as long as this runs.
 
         Raises:
-            Exception: what loading its model does the first time; later that is tried again.
+            ValueError: for a model that can't be loaded, the first time; later that is tried again.
+            ConnectionError: where there never was a process, or it died while it loaded.
         """
         while True:
             try:
-                async for about in self._streaming.live.remote():
-                    self.about = about
+                async for told in self._streaming.live.remote():
+                    if isinstance(told, ValueError):
+                        raise told
+                    self.about = told
                     self._gone = asyncio.Event()
                     self.up.set()
             except Exception as error:
                 if self.about is None:
-                    raise
+                    raise _first_failure(self.index, error) from error
                 _log.warning(
                     "replica %d is gone and is being replaced: %s", self.index, type(error).__name__
                 )
@@ -193,6 +196,12 @@ class Replicas:
         for watch in self._watches:
             watch.cancel()
         await asyncio.gather(*self._watches, return_exceptions=True)
+
+
+def _first_failure(index: int, error: Exception) -> Exception:
+    if isinstance(error, ValueError):
+        return error
+    return ConnectionError(f"replica {index} can't be started: {type(error).__name__}")
 
 
 def _weight(session_id: str, index: int) -> bytes:

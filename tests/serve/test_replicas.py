@@ -1,6 +1,7 @@
 """Two replicas on this machine, by way of a real `retnet serve --replicas 2` and the Ray that it
 starts: what users of one process have, and what happens when a replica dies."""
 
+import asyncio
 import fcntl
 import json
 import os
@@ -20,6 +21,8 @@ import httpx
 import psutil
 import pytest
 
+from retnet.serve.config import ServeConfig
+from retnet.serve.replica import Replica
 from tests.serve.running import PATIENCE_S, RunningServer, save_model, started
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -273,6 +276,21 @@ def ends_well(server: RunningServer, end: Callable[[], object]) -> None:
     _, alive = psutil.wait_procs(begun, timeout=10)
     assert not alive
     assert "Traceback" not in "".join(server.lines)
+
+
+def test_a_model_that_is_broken(tmp_path: Path) -> None:
+    """A replica tells what is wrong in words that can be shown, without frames of its process."""
+    save_model(tmp_path / "tiny")
+    weights = tmp_path / "tiny" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    config = ServeConfig(session_dir=str(tmp_path / "sessions"))
+
+    async def told() -> Any:
+        return [each async for each in Replica(str(tmp_path / "tiny"), config).live()]
+
+    [error] = asyncio.run(told())
+    assert isinstance(error, ValueError) and "model.safetensors" in str(error)
+    assert "\n" not in str(error)
 
 
 def test_wrong_flags(folder: Path) -> None:
