@@ -36,11 +36,12 @@ check: $(VENV)/installed-dev ## ruff, its formatter and mypy
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-bench: $(VENV)/installed-peers ## measure retention, training, decoding and generate on this machine
+bench: $(VENV)/installed-peers ## measure retention, training, decoding, generate and serving on this machine
 	@$(BIN)/python benchmarks/bench_retention.py
 	@$(BIN)/python benchmarks/bench_training.py
 	@$(BIN)/python benchmarks/bench_decoding.py
 	@$(BIN)/python benchmarks/bench_hf.py
+	@$(BIN)/python benchmarks/bench_serving.py
 
 clean: ## remove .venv, builds and caches
 	@rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -159,8 +159,8 @@ def our_rows(
         console.print(table("loads", loads, LOAD_COLUMNS))
         prefixes = asyncio.run(prefix_rows(server, config, arguments))
         console.print(table("a beginning that is known", prefixes, PREFIX_COLUMNS))
-    flags = ("--dtype", "bf16", "--slots", "1", "--prefix_cache_mb", "0")
-    with serving(folder, *flags, threads=arguments.threads) as server:
+    alone = ("--dtype", "bf16", "--slots", "1", "--prefix_cache_mb", "0")
+    with serving(folder, *alone, threads=arguments.threads) as server:
         memory = asyncio.run(memory_rows(server, config, arguments))
     console.print(table("memory", memory, MEMORY_COLUMNS))
     return [*loads, *prefixes, *memory]

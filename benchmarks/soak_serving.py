@@ -20,7 +20,8 @@ import torch
 from frame import Machine, main, parser_with_common_options, require_positive
 from rich.console import Console
 from served import Server, save_random_model, serving
-from visitors import GOING_ON, KEY, KNOWN, Findings, Visitor, texts_of, web
+from talk import GOING_ON, KEY, Findings, texts_of, web
+from visitors import KNOWN, Visitor
 
 from retnet.bench import Ratio, Report, Row, table
 from retnet.config import ModelConfig

@@ -7,19 +7,13 @@ import asyncio
 import json
 import random
 import socket
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 import httpx
 from malformed import BAD_REQUESTS, BAD_STATES, GARBAGE
-
-# Keys of visitors and their server.
-KEY = "the right key"
-QUEUE_FULL = 429
-GOING_ON = "/v1/completions"
+from talk import GOING_ON, KEY, QUEUE_FULL, Findings, FoundError, Talk, raw, texts_of
 
 # The same text whenever asked: greedy, drawn, with penalties, stopped.
 KNOWN: tuple[dict[str, Any], ...] = (
@@ -31,39 +25,6 @@ KNOWN: tuple[dict[str, Any], ...] = (
 )
 
 
-class FoundError(Exception):
-    """Something that must not be."""
-
-
-@dataclass
-class Findings:
-    """What all visitors have seen.
-
-    failures: in words. sessions: tokens of each that there is. known: the texts of `KNOWN`.
-    is_over: visitors go when they have done what they are at.
-    """
-
-    statuses: Counter[int] = field(default_factory=Counter)
-    deeds: Counter[str] = field(default_factory=Counter)
-    failures: list[str] = field(default_factory=list)
-    sessions: dict[str, int] = field(default_factory=dict)
-    known: list[dict[int, str]] = field(default_factory=list)
-    is_over: bool = False
-
-
-@asynccontextmanager
-async def web(port: int) -> AsyncIterator[httpx.AsyncClient]:
-    """A client with the right key, that keeps its connections."""
-    async with httpx.AsyncClient(
-        base_url=f"http://127.0.0.1:{port}",
-        headers={"authorization": f"Bearer {KEY}"},
-        timeout=300,
-        # Connections are given up before the server does so, just when the next request begins.
-        limits=httpx.Limits(None, max_keepalive_connections=32, keepalive_expiry=2),
-    ) as client:
-        yield client
-
-
 class Visitor:
     """One of them. number: makes names and the random numbers its own."""
 
@@ -72,8 +33,7 @@ class Visitor:
     ) -> None:
         self._client, self._port, self._findings = client, port, findings
         self._random = random.Random(1000 * seed + number)
-        self._name = f"v{number}"
-        self._num_made = 0
+        self._talk = Talk(client, findings, f"v{number}")
         self._sessions: list[str] = []
 
     async def stay(self) -> None:
@@ -120,42 +80,44 @@ class Visitor:
     async def ask_what_is_known(self) -> None:
         """What was asked before must be answered as before."""
         number = self._random.randrange(len(KNOWN))
-        answer = await self._answered(GOING_ON, KNOWN[number], self._random.random() < 0.3)
+        answer = await self._answered(GOING_ON, KNOWN[number])
         if answer is not None and texts_of(answer) != self._findings.known[number]:
             raise FoundError(f"{KNOWN[number]}: {texts_of(answer)}, not as before")
 
     async def look_around(self) -> None:
         """All that there is to read."""
         for path in ("/health", "/v1/models", "/metrics", "/v1/sessions", "/tokenizer_info"):
-            self._expect(await self._client.get(path), 200)
+            self._talk.expect(await self._client.get(path), 200)
         text = self._text()
-        reply = self._expect(await self._client.post("/tokenize", json={"prompt": text}), 200)
+        reply = self._talk.expect(await self._client.post("/tokenize", json={"prompt": text}), 200)
         tokens = reply.json()["tokens"]
         reply = await self._client.post("/detokenize", json={"tokens": tokens})
-        if self._expect(reply, 200).json()["prompt"].removeprefix("<bos>") != text:
+        if self._talk.expect(reply, 200).json()["prompt"].removeprefix("<bos>") != text:
             raise FoundError(f"{text!r} came back as {reply.json()['prompt']!r}")
 
     async def go_on(self) -> None:
         """A turn in a session that is kept for good."""
         if (len(self._sessions) < 3 and self._random.random() < 0.5) or not self._sessions:
-            self._sessions.append(await self._create())
+            self._sessions.append(await self._talk.create())
         name = self._random.choice(self._sessions)
         before = self._findings.sessions[name]
         body = {**self._sampling({"prompt": self._text()}), "session_id": name, "echo": False}
         answer = await self._answered(GOING_ON, {**body, "logprobs": None})
-        after = await self._num_tokens(name)
+        after = await self._talk.num_tokens(name)
         if answer is None and after != before:
             raise FoundError(f"{name} has {after} tokens after a refused turn, not {before}")
         self._findings.sessions[name] = after
 
     async def use_a_session(self) -> None:
         """Two ways to copy it; both copies must go on in the same way, then all is deleted."""
-        name, fork, copy = await self._create(), self._new_name(), self._new_name()
+        name, fork, copy = await self._talk.create(), self._talk.new_name(), self._talk.new_name()
         first = {"prompt": self._text(), "max_tokens": self._random.randint(1, 20), "seed": 4}
         done = await self._answered(GOING_ON, {**first, "session_id": name})
-        self._expect(await self._client.post(f"/v1/sessions/{name}/fork", json={"id": fork}), 201)
-        data = self._expect(await self._client.get(f"/v1/sessions/{name}/state"), 200).content
-        self._expect(await self._client.put(f"/v1/sessions/{copy}/state", content=data), 200)
+        self._talk.expect(
+            await self._client.post(f"/v1/sessions/{name}/fork", json={"id": fork}), 201
+        )
+        data = self._talk.expect(await self._client.get(f"/v1/sessions/{name}/state"), 200).content
+        self._talk.expect(await self._client.put(f"/v1/sessions/{copy}/state", content=data), 200)
         self._findings.sessions |= {fork: 0, copy: 0}
         on = {"prompt": " and", "max_tokens": 12, "seed": 9}
         names = (name, fork, copy)
@@ -164,19 +126,21 @@ class Visitor:
         if done is not None and any(each != told[0] for each in told):
             raise FoundError(f"copies of a session go on differently: {told}")
         for each in names:
-            self._expect(await self._client.delete(f"/v1/sessions/{each}"), 200)
-            self._expect(await self._client.get(f"/v1/sessions/{each}"), 404)
+            self._talk.expect(await self._client.delete(f"/v1/sessions/{each}"), 200)
+            self._talk.expect(await self._client.get(f"/v1/sessions/{each}"), 404)
             del self._findings.sessions[each]
 
     async def two_turns_at_once(self) -> None:
         """Only one of them goes on with the session."""
-        name = await self._create()
+        name = await self._talk.create()
         body = {"prompt": self._text(), "max_tokens": 10, "session_id": name, "ignore_eos": True}
         asks = (self._client.post(GOING_ON, json=body) for _ in range(2))
-        statuses = sorted(self._count(each.status_code) for each in await asyncio.gather(*asks))
+        statuses = sorted(
+            self._talk.count(each.status_code) for each in await asyncio.gather(*asks)
+        )
         if any(status not in (200, 409, QUEUE_FULL) for status in statuses):
             raise FoundError(f"two turns at once: {statuses}")
-        await self._delete(name)
+        await self._talk.delete(name)
 
     # --- what others do
 
@@ -185,10 +149,10 @@ class Visitor:
         body = self._sampling({"prompt": self._text(), "max_tokens": 500, "stream": True})
         num_lines = self._random.randint(0, 30)
         async with self._client.stream("POST", GOING_ON, json=body) as response:
-            self._count(response.status_code)
+            self._talk.count(response.status_code)
             if response.status_code == QUEUE_FULL:
                 return
-            self._expect_status(response.status_code, 200, "a stream to leave")
+            self._talk.expect_status(response.status_code, 200, "a stream to leave")
             async for _ in response.aiter_lines():
                 num_lines -= 1
                 if num_lines < 0:
@@ -203,17 +167,17 @@ class Visitor:
 
     async def cut_a_turn(self) -> None:
         """A turn that is left leaves its session as it was."""
-        name = await self._create()
+        name = await self._talk.create()
         await self._answered(GOING_ON, {"prompt": "x", "max_tokens": 3, "session_id": name})
-        before = await self._num_tokens(name)
+        before = await self._talk.num_tokens(name)
         body = {"prompt": self._text(), "max_tokens": 2000, "ignore_eos": True}
         with suppress(TimeoutError):
             async with asyncio.timeout(self._random.uniform(0, 0.5)):
                 await self._client.post(GOING_ON, json={**body, "session_id": name})
                 await asyncio.sleep(60)  # it was refused
-        if await self._num_tokens(name) != before:
+        if await self._talk.num_tokens(name) != before:
             raise FoundError(f"a turn that was cut changed {name}")
-        await self._delete(name)
+        await self._talk.delete(name)
 
     async def send_nonsense(self) -> None:
         """A request that can't be served."""
@@ -223,16 +187,16 @@ class Visitor:
             bad.method, bad.path, content=bad.content, headers=headers
         )
         if reply.status_code != QUEUE_FULL:
-            self._expect(reply, *bad.statuses)
+            self._talk.expect(reply, *bad.statuses)
 
     async def send_a_bad_state(self) -> None:
         """A file that is no session, or a damaged one."""
-        name, other = await self._create(), self._new_name()
-        data = self._expect(await self._client.get(f"/v1/sessions/{name}/state"), 200).content
+        name, other = await self._talk.create(), self._talk.new_name()
+        data = self._talk.expect(await self._client.get(f"/v1/sessions/{name}/state"), 200).content
         bad = self._random.choice(BAD_STATES)(data)
         path = f"/v1/sessions/{self._random.choice((name, other))}/state"
-        self._expect(await self._client.put(path, content=bad), 400, 413)
-        await self._delete(name)
+        self._talk.expect(await self._client.put(path, content=bad), 400, 413)
+        await self._talk.delete(name)
 
     async def use_a_wrong_key(self) -> None:
         """Without the key there is nothing."""
@@ -240,7 +204,7 @@ class Visitor:
         path = self._random.choice((GOING_ON, "/v1/sessions", "/metrics", "/v1/models"))
         body = json.dumps({"prompt": "a"}) if path == GOING_ON else "{}"
         reply = await self._client.post(path, content=body, headers={"authorization": key})
-        self._expect(reply, 401)
+        self._talk.expect(reply, 401)
 
     async def read_slowly(self) -> None:
         """A reader that takes nearly nothing of a large answer, for a while."""
@@ -250,7 +214,7 @@ class Visitor:
             link.setblocking(False)
             loop = asyncio.get_running_loop()
             await loop.sock_connect(link, ("127.0.0.1", self._port))
-            await loop.sock_sendall(link, self._raw(json.dumps(body).encode()))
+            await loop.sock_sendall(link, raw(json.dumps(body).encode()))
             for _ in range(self._random.randint(1, 20)):
                 if not await loop.sock_recv(link, 200):
                     return
@@ -260,7 +224,7 @@ class Visitor:
         """A body that is announced and doesn't come, or comes in drops."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
         try:
-            writer.write(self._raw(b'{"prompt": "', num_bytes=5000))
+            writer.write(raw(b'{"prompt": "', num_bytes=5000))
             for _ in range(self._random.randint(0, 40)):
                 await asyncio.sleep(0.2)
                 writer.write(b"a")
@@ -289,98 +253,9 @@ class Visitor:
         finally:
             writer.close()
 
-    # --- how they do it
-
-    async def _answered(
-        self, path: str, body: dict[str, Any], streams: bool | None = None
-    ) -> list[dict[str, Any]] | None:
-        """The answer, or the chunks of its stream; None where the queue is full."""
-        streams = self._random.random() < 0.5 if streams is None else streams
-        if not streams:
-            reply = await self._client.post(path, json=body)
-            if reply.status_code == QUEUE_FULL:
-                return self._refused(reply)
-            return [self._expect(reply, 200).json()]
-        async with self._client.stream("POST", path, json={**body, "stream": True}) as response:
-            await response.aread() if response.status_code != 200 else None
-            if response.status_code == QUEUE_FULL:
-                return self._refused(response)
-            if response.status_code != 200:
-                self._expect(response, 200)
-            self._count(200)
-            lines = [line async for line in response.aiter_lines() if line]
-        if lines[-1] != "data: [DONE]" or any('"error"' in line[:10] for line in lines):
-            raise FoundError(f"{body} streamed {lines[-1]!r}"[:500])
-        return [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
-
-    def _refused(self, reply: httpx.Response) -> None:
-        self._expect(reply, QUEUE_FULL)
-        if not reply.headers.get("retry-after"):
-            raise FoundError("a full queue doesn't say when to come again")
-
-    def _expect(self, reply: httpx.Response, *statuses: int) -> httpx.Response:
-        """The reply if its status is one of those; an error must look like one."""
-        self._count(reply.status_code)
-        asked = f"{reply.request.method} {reply.request.url.path}"
-        self._expect_status(reply.status_code, statuses, f"{asked}: {reply.text[:300]}")
-        if reply.status_code >= 400 and set(reply.json()["error"]) != {
-            "message",
-            "type",
-            "param",
-            "code",
-        }:
-            raise FoundError(f"{asked}: {reply.text[:300]}")
-        return reply
-
-    def _expect_status(self, status: int, expected: int | Sequence[int], what: str) -> None:
-        if status not in ((expected,) if isinstance(expected, int) else expected):
-            raise FoundError(f"{status}, not {expected}: {what}")
-
-    def _count(self, status: int) -> int:
-        self._findings.statuses[status] += 1
-        return status
-
-    async def _create(self) -> str:
-        name = self._new_name()
-        self._expect(await self._client.post("/v1/sessions", json={"id": name}), 201)
-        self._findings.sessions[name] = 0
-        return name
-
-    async def _delete(self, name: str) -> None:
-        """Delete a session; a turn that was cut a moment ago may still be in it."""
-        await self._free(name)
-        self._expect(await self._client.delete(f"/v1/sessions/{name}"), 200)
-        del self._findings.sessions[name]
-
-    async def _num_tokens(self, name: str) -> int:
-        await self._free(name)
-        told = self._expect(await self._client.get(f"/v1/sessions/{name}"), 200).json()
-        num_tokens = told["num_tokens"]
-        assert isinstance(num_tokens, int)
-        return num_tokens
-
-    async def _free(self, name: str) -> None:
-        """Wait until nobody is in a session."""
-        for _ in range(600):
-            told = self._expect(await self._client.get(f"/v1/sessions/{name}"), 200).json()
-            if not told["busy"]:
-                return
-            await asyncio.sleep(0.05)
-        raise FoundError(f"{name} stays busy")
-
-    def _new_name(self) -> str:
-        self._num_made += 1
-        return f"{self._name}-{self._num_made}"
-
-    def _raw(self, body: bytes, num_bytes: int | None = None) -> bytes:
-        lines = [
-            f"POST {GOING_ON} HTTP/1.1",
-            "Host: localhost",
-            f"Authorization: Bearer {KEY}",
-            "Content-Type: application/json",
-            f"Content-Length: {len(body) if num_bytes is None else num_bytes}",
-        ]
-        return "\r\n".join([*lines, "", ""]).encode() + body
+    async def _answered(self, path: str, body: dict[str, Any]) -> list[dict[str, Any]] | None:
+        """The answer, as a stream or not; None where the queue is full."""
+        return await self._talk.answered(path, body, streams=self._random.random() < 0.5)
 
     def _few(self) -> int:
         return self._random.choice((1, 1, 1, 2, 3))
@@ -409,12 +284,3 @@ class Visitor:
         if "prompt" in body:
             fields |= {"logprobs": choose((None, None, 3)), "echo": choose((True, False))}
         return {**fields, **body}
-
-
-def texts_of(answer: Sequence[dict[str, Any]]) -> dict[int, str]:
-    """The text of each choice, of an answer or of a stream's chunks."""
-    texts: dict[int, str] = {}
-    for chunk in answer:
-        for choice in chunk["choices"]:
-            texts[choice["index"]] = texts.get(choice["index"], "") + choice["text"]
-    return texts
