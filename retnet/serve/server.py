@@ -57,6 +57,7 @@ def serve(
         access_log=service.config.access_log,
         log_level="info" if service.config.access_log else "warning",
         timeout_graceful_shutdown=1,
+        timeout_keep_alive=30,  # clients give idle connections up after 5 s; not both at once
         http=bounded(service.config.body_timeout_s),
         server_header=False,
     )
