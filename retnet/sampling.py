@@ -157,12 +157,15 @@ def choose(logits: Tensor, params: Sequence[SamplingParams], uniform: Tensor) ->
 
 def _draw(weights: Tensor, uniform: Tensor) -> Tensor:
     """The place of each row [B, vocab_size] at which its sum passes uniform [B] of the whole."""
-    sums = weights.double().cumsum(dim=-1)
+    sums = weights.cumsum(dim=-1, dtype=torch.float64)
     aims = (uniform * sums[:, -1])[:, None]
-    # To the right of all that equal it, so that no token of weight 0 is met; the last one that has
-    # weight where rounding brings the aim up to the whole sum.
+    # To the right of all that equal it, so that no token of weight 0 is met.
+    places = torch.searchsorted(sums, aims, right=True)[:, 0]
+    if (places < weights.shape[-1]).all():
+        return places
+    # Rounding has brought an aim up to the whole sum: it is the last one that has weight.
     last = weights.shape[-1] - 1 - (weights.flip(-1) > 0).int().argmax(dim=-1)
-    return torch.minimum(torch.searchsorted(sums, aims, right=True)[:, 0], last)
+    return torch.minimum(places, last)
 
 
 def _probabilities(logits: Tensor, params: Sequence[SamplingParams]) -> Tensor:
@@ -172,11 +175,13 @@ def _probabilities(logits: Tensor, params: Sequence[SamplingParams]) -> Tensor:
         return torch.tensor(values, dtype=torch.float64, device=logits.device)[:, None]
 
     # From the largest down, so that a tiny temperature divides to -inf and never to inf.
-    below = (logits - logits.amax(dim=-1, keepdim=True)).double()
-    weights = torch.softmax(below / column([each.temperature for each in params]), dim=-1).float()
+    below = logits - logits.amax(dim=-1, keepdim=True)
+    least = torch.finfo(logits.dtype).tiny
+    temperature = column([max(each.temperature, least) for each in params])
+    weights = torch.softmax(below / temperature.to(logits.dtype), dim=-1)
     if any(each.min_p for each in params):
-        least = column([each.min_p for each in params]) * weights.amax(dim=-1, keepdim=True)
-        kept = weights.masked_fill(weights < least, 0)
+        floor = column([each.min_p for each in params]) * weights.amax(dim=-1, keepdim=True)
+        kept = weights.masked_fill(weights < floor, 0)
     else:
         kept = weights
     cut = [row for row, each in enumerate(params) if _cuts(each, weights.shape[-1])]

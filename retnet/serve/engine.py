@@ -214,19 +214,33 @@ class Engine:
         """The next token of each job, from logits [B, vocab_size]."""
         are_numbers = logits.isfinite().all(dim=-1).tolist()
         params = [job.request.params for job in jobs]
-        rows = list(logits)
-        for row, job in enumerate(jobs):
-            if job.history is not None or params[row].logit_bias:
-                rows[row] = adjusted(rows[row], params[row], job.history)
-        draws = [torch.rand((), dtype=torch.float64, generator=job.generator) for job in jobs]
-        uniform = torch.stack(draws).to(logits.device)
+        draws = [
+            torch.rand((), dtype=torch.float64, generator=job.generator).item()
+            if job.request.params.temperature > 0
+            else 0.0
+            for job in jobs
+        ]
+        uniform = torch.tensor(draws, dtype=torch.float64, device=logits.device)
         # What are no numbers is not chosen from: its job ends.
-        safe = torch.stack(rows).nan_to_num()
+        safe = self._adjusted(jobs, logits)
+        if safe is not logits or not all(are_numbers):
+            safe = safe.nan_to_num()
         chosen = choose(safe, params, uniform).tolist()
         return [
             self._chosen(job, token, raw) if is_number else self._finished(job, Finish.FAILED)
             for job, token, raw, is_number in zip(jobs, chosen, logits, are_numbers, strict=True)
         ]
+
+    def _adjusted(self, jobs: Sequence[Job], logits: Tensor) -> Tensor:
+        """Logits [B, vocab_size] after penalties and biases; the same tensor where none has any."""
+        rows = {
+            row: adjusted(logits[row], job.request.params, job.history)
+            for row, job in enumerate(jobs)
+            if job.history is not None or job.request.params.logit_bias
+        }
+        if not rows:
+            return logits
+        return torch.stack([rows.get(row, logits[row]) for row in range(len(jobs))])
 
     def _chosen(self, job: Job, token: int, logits: Tensor) -> Output:
         """A token was chosen for a job from logits [vocab_size]."""
