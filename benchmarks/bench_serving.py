@@ -312,9 +312,12 @@ def ratios(rows: Sequence[Row], arguments: argparse.Namespace) -> list[Ratio]:
     mixed = next((row for row in rows if "long_first_ms" in row), {})
     stall = quotient(mixed.get("gap_max_ms"), cold)
     many = quotient(speed(OURS, 16, 0), speed(OURS, 1, 0))
+    gaps = [find("gap_ms", load="short", contender=OURS, clients=n, context=0) for n in (16, 1)]
+    writing = None if None in gaps else quotient(16 / gaps[0], 1 / gaps[1])
     rises = [row["rise_mb"] for row in rows if row["kind"] == "memory" and row["contender"] == OURS]
     return [
         Ratio("tokens/s, ours: 16 clients / 1", many, at_least=8),
+        Ratio("the same by median gaps, between prompts that are read", writing, at_least=8),
         Ratio(f"first token, {arguments.long:,} tokens: new / known", quotient(cold, known), 20),
         Ratio(
             f"longest gap beside {arguments.long:,} tokens / reading them alone",
