@@ -24,6 +24,7 @@ from retnet.serve.streams import event, first_of, left
 from retnet.serve.writing import unavailable
 
 _SESSION_PATH = re.compile(r"/v1/sessions/([^/]+)")
+_WRITING_PATHS = ("/v1/completions", "/v1/chat/completions")
 _STATE_PATH = re.compile(r"/v1/sessions/[^/]+/state")
 
 # What of ASGI's scope is plain data.
@@ -80,6 +81,9 @@ class Front:
         return Response(own + _labelled(texts), media_type=CONTENT_TYPE_LATEST)
 
     async def _hand_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # Here, not in the replicas alone: they learn of it a moment later.
+        if self._replicas.phase == Phase.DRAINING and scope["path"] in _WRITING_PATHS:
+            raise unavailable("the server is about to stop")
         self._replicas.choose(None)  # before all of a body is read in vain
         try:
             body = await self._body(Request(scope, receive))
