@@ -5,6 +5,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from retnet.decoding.large_pages import LargePages
 from retnet.decoding.native.build import BuildError
 from retnet.decoding.native.kernel import NativeKernel, unsupported
 from retnet.decoding.quantize import quantize_
@@ -89,9 +90,12 @@ class Decoder:
             raise ValueError(f"num_rows must be at least 1, got {num_rows}")
         config, dtype = self.model.config, accumulation_dtype(self.dtype)
         shape = (num_rows, *config.state_shape)
-        layers = [
-            torch.zeros(shape, dtype=dtype, device=self.device) for _ in range(config.num_layers)
-        ]
+        if self.device.type == "cpu":
+            pages = LargePages()
+            layers = [pages.zeros(shape, dtype) for _ in range(config.num_layers)]
+        else:
+            zeros = torch.zeros(shape, dtype=dtype, device=self.device)
+            layers = [zeros.clone() for _ in range(config.num_layers)]
         position = torch.zeros(num_rows, dtype=torch.int64, device=self.device)
         return RetNetState(tuple(layers), position)
 

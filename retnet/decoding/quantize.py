@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from retnet.decoding.large_pages import LargePages
 from retnet.decoding.weights import Integers, LayerWeights, Matrix, Weights
 
 LARGEST = 127
@@ -20,23 +21,26 @@ def quantize_(weights: Weights) -> Weights:
 
     An embedding that is also the output head is rounded with it.
     """
-    layers = tuple(map(_quantize_layer_, weights.layers))
-    return Weights(layers, weights.norm, _quantize_matrix_(weights.head))
+    pages = LargePages()
+    layers = tuple(_quantize_layer_(layer, pages) for layer in weights.layers)
+    return Weights(layers, weights.norm, _quantize_matrix_(weights.head, pages))
 
 
-def _quantize_layer_(layer: LayerWeights) -> LayerWeights:
+def _quantize_layer_(layer: LayerWeights, pages: LargePages) -> LayerWeights:
     return replace(
         layer,
-        projection=_quantize_matrix_(layer.projection),
-        output=_quantize_matrix_(layer.output),
-        up=_quantize_matrix_(layer.up),
-        down=_quantize_matrix_(layer.down),
+        projection=_quantize_matrix_(layer.projection, pages),
+        output=_quantize_matrix_(layer.output, pages),
+        up=_quantize_matrix_(layer.up, pages),
+        down=_quantize_matrix_(layer.down, pages),
     )
 
 
-def _quantize_matrix_(matrix: Matrix) -> Matrix:
+def _quantize_matrix_(matrix: Matrix, pages: LargePages) -> Matrix:
     integers = rounded(matrix.weight)
     matrix.weight.copy_(integers.values * integers.scales[:, None])
+    if integers.values.device.type == "cpu":
+        integers = replace(integers, values=pages.copy(integers.values))
     return replace(matrix, integers=integers)
 
 
