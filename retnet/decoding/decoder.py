@@ -1,5 +1,6 @@
-"""The decoder: a model's weights, made ready to read one token in each of many rows."""
+"""The decoder: a model's weights, made ready to read tokens in many rows at once."""
 
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
@@ -9,6 +10,7 @@ from retnet.decoding.large_pages import LargePages
 from retnet.decoding.native.build import BuildError
 from retnet.decoding.native.kernel import NativeKernel, unsupported
 from retnet.decoding.quantize import quantize_
+from retnet.decoding.reading import Reading
 from retnet.decoding.torch_kernel import LEAST_ROWS, TorchKernel
 from retnet.decoding.weights import Weights, merge_
 from retnet.model import RetNet, RetNetState
@@ -18,12 +20,13 @@ KernelName = Literal["auto", "native", "torch"]
 
 
 class Decoder:
-    """Reads one token in each of some rows of a state, in place.
+    """Reads tokens in some rows of a state, in place: one in each, or several of a prompt.
 
     A row's results do not depend, by one bit, on which other rows are read with it, nor on how many
-    or in which order. With the native kernel this holds on every CPU. With torch's it rests on how
-    torch's products sum, tried with torch 2.13 on AMD's and Intel's CPUs with AVX512-BF16; see
-    `torch_kernel`.
+    or in which order. With the native kernel this holds on every CPU; and several tokens at once
+    give the bits of one after the other, wherever they are cut. With torch's kernel it rests on how
+    torch's products sum, tried with torch 2.13 on AMD's and Intel's CPUs with AVX512-BF16, see
+    `torch_kernel`; and where several tokens are cut changes how they are rounded.
 
     Args:
         model: in evaluation mode, fp32, bf16 or fp64. Its weights are merged and its parameters
@@ -100,30 +103,35 @@ class Decoder:
         return RetNetState(tuple(layers), position)
 
     @torch.no_grad()
-    def step_(self, tokens: Tensor, state: RetNetState, rows: Tensor) -> Tensor:
-        """Read a token in each of some rows of a state, which is changed in place.
+    def step_(
+        self,
+        tokens: Tensor,
+        state: RetNetState,
+        rows: Tensor,
+        counts: Sequence[int] | None = None,
+        wanted: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Read tokens in some rows of a state, which is changed in place.
 
         Args:
-            tokens: [B] int64.
+            tokens: [N] int64, those of a row one after the other.
             state: of any number of rows, each at a position of its own.
-            rows: [B] int64, which of them read, each at most once. The others stay as they are.
+            rows: [B] int64, which of them read, all different. The others stay as they are.
+            counts: [B] how many tokens each reads; None: one each.
+            wanted: [M] after which of the tokens, by their places, scores are wanted; None: after
+                the last of each row.
 
         Returns:
-            The scores of each row's next token [B, vocab_size], fp32 (fp64 for an fp64 model).
+            The scores of the next token [M, vocab_size], fp32 (fp64 for an fp64 model).
 
         Raises:
             ValueError: for tokens or rows that are not there, and another model's state.
         """
-        self._check(tokens, state, rows)
-        return self._kernel.step_(tokens, state, rows)
+        reading = Reading.of(tokens, rows, counts, wanted)
+        self._check(reading, state)
+        return self._kernel.step_(reading, state)
 
-    def _check(self, tokens: Tensor, state: RetNetState, rows: Tensor) -> None:
-        for name, x in (("tokens", tokens), ("rows", rows)):
-            if x.dim() != 1 or x.dtype != torch.int64 or len(x) != len(tokens) or not len(x):
-                raise ValueError(
-                    f"{name} must be int64 [B], one for each of B >= 1 rows, got {x.dtype} "
-                    f"{list(x.shape)} for {len(tokens)} tokens"
-                )
+    def _check(self, reading: Reading, state: RetNetState) -> None:
         num_rows = len(state.position)
         shape = (num_rows, *self.model.config.state_shape)
         if len(state.layers) != self.model.config.num_layers or any(
@@ -138,6 +146,7 @@ class Decoder:
             raise ValueError(
                 f"state must be {accumulation_dtype(self.dtype)}, got {state.layers[0].dtype}"
             )
+        rows = reading.rows
         if rows.device.type == "cpu":  # Elsewhere looking at numbers would wait for the device.
             chosen = rows.tolist()
             if len(set(chosen)) < len(chosen) or min(chosen) < 0 or max(chosen) >= num_rows:

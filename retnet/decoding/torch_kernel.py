@@ -1,4 +1,4 @@
-"""A step of many rows in plain torch, on any device.
+"""A step of many rows in plain torch, on any device; several tokens of a row are read by the model.
 
 A row's bits do not depend on its neighbours. Four things could break that, and don't:
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from retnet.config import ModelConfig
+from retnet.decoding.reading import Reading
 from retnet.decoding.weights import LayerWeights, Matrix, Weights
 from retnet.model import RetNet, RetNetState
 from retnet.ops.reference import accumulation_dtype
@@ -48,8 +49,36 @@ class TorchKernel:
         self._log_decay = log_decays(self._config.decay, self._config.num_heads)
         self._states: Tensor | None = None
 
-    def step_(self, tokens: Tensor, state: RetNetState, rows: Tensor) -> Tensor:
-        """See `Decoder.step_`; nothing is checked here."""
+    def step_(self, reading: Reading, state: RetNetState) -> Tensor:
+        """See `Decoder.step_`; nothing is checked here but the tokens."""
+        features = [torch.empty(0)] * len(reading.counts)
+        parts = reading.tokens.split(reading.counts)
+        single = [i for i, count in enumerate(reading.counts) if count == 1]
+        if single:
+            tokens, rows = torch.cat([parts[i] for i in single]), reading.rows[single]
+            for i, row in zip(single, self._read_one_each_(tokens, state, rows), strict=True):
+                features[i] = row[None]
+        for i, count in enumerate(reading.counts):
+            if count > 1:
+                features[i] = self._read_several_(parts[i], state, reading.rows[i : i + 1])
+        return self._logits(torch.cat(features)[list(reading.wanted)])
+
+    def _logits(self, features: Tensor) -> Tensor:
+        """The scores [M, vocab_size] of features [M, D]."""
+        padded = _padded(features, _num_padded(len(features), features))
+        logits = product(padded, self._weights.head)[: len(features)]
+        return logits.to(accumulation_dtype(logits.dtype))
+
+    def _read_several_(self, tokens: Tensor, state: RetNetState, row: Tensor) -> Tensor:
+        """The features [T, D] of tokens [T] that are read one after the other in a row [1]."""
+        features, after = self._model.features(tokens[None], state.rows(row))
+        for layer, read in zip(state.layers, after.layers, strict=True):
+            layer.index_copy_(0, row, read)
+        state.position.index_copy_(0, row, after.position)
+        return features[0]
+
+    def _read_one_each_(self, tokens: Tensor, state: RetNetState, rows: Tensor) -> Tensor:
+        """The features [B, D] of tokens [B] that are read in rows [B]."""
         num_rows = len(tokens)
         x = self._model.backbone.embed(tokens[:, None])[:, 0]
         x = _padded(x, _num_padded(num_rows, x))
@@ -60,8 +89,8 @@ class TorchKernel:
             x = x + self._retain_(layer, layer_state, rows, x, place)
             x = x + self._feed_forward(layer, x)
         state.position[rows] += 1
-        logits = product(self._weights.norm(x), self._weights.head)[:num_rows]
-        return logits.to(accumulation_dtype(logits.dtype))
+        features: Tensor = self._weights.norm(x)
+        return features[:num_rows]
 
     def _retain_(
         self, layer: LayerWeights, layer_state: Tensor, rows: Tensor, x: Tensor, place: "_Place"

@@ -116,6 +116,35 @@ def test_equals_step(
     assert ours.position.tolist() == [7, 1, 40, 4, 19]
 
 
+@pytest.mark.parametrize(("kernel", "dtype"), EACH_KERNEL)
+@pytest.mark.parametrize("changes", list(CONFIGURATIONS.values()), ids=list(CONFIGURATIONS))
+def test_reads_prompts_beside_single_tokens(
+    changes: dict[str, Any], dtype: torch.dtype, kernel: KernelName
+) -> None:
+    """Several tokens of some rows and one of others, and scores after those that were named."""
+    model = make_model(dtype, **changes)
+    decoder = Decoder(model, kernel=kernel)
+    state, rows, counts = states_of_lengths(model, [5, 1, 40, 2]), [2, 1, 3], [9, 1, 4]
+    expected = [
+        model(tokens[None], state.rows([row]))
+        for row, tokens in zip(rows, drawn(14).split(counts), strict=True)
+    ]
+    ours = copy_of(state)
+    logits = decoder.step_(drawn(14), ours, torch.tensor(rows), counts, [13, 4, 9])
+    last = decoder.step_(drawn(14), copy_of(state), torch.tensor(rows), counts)
+    every = torch.cat([scores[0] for scores, _ in expected])
+    assert_near(logits, every[[13, 4, 9]], dtype)
+    assert_near(last, every[[8, 9, 13]], dtype)
+    none = decoder.step_(drawn(14), copy_of(state), torch.tensor(rows), counts, [])
+    assert none.shape == (0, VOCAB) and none.dtype == logits.dtype
+    for row, (_, after) in zip(rows, expected, strict=True):
+        for layer, expected_layer in zip(ours.layers, after.layers, strict=True):
+            assert_near(layer[row], expected_layer[0], dtype)
+    for layer, before in zip(ours.layers, state.layers, strict=True):
+        assert torch.equal(layer[0], before[0])
+    assert ours.position.tolist() == [5, 2, 49, 6]
+
+
 @pytest.mark.parametrize(
     ("kernel", "dtype", "int8"),
     [
@@ -193,8 +222,9 @@ def test_the_model_reads_as_before() -> None:
         ([1], [4], r"in \[0, 4\)"),
         ([1], [-1], r"in \[0, 4\)"),
         ([VOCAB], [0], "tokens must be ids"),
-        ([1, 2], [0], "rows must be int64"),
+        ([1, 2], [0], "counts must be at least 1 for each row"),
         ([], [], "tokens must be int64"),
+        ([1], [], "rows must be int64"),
     ],
 )
 def test_bad_rows(tokens: list[int], rows: list[int], message: str) -> None:
@@ -204,6 +234,22 @@ def test_bad_rows(tokens: list[int], rows: list[int], message: str) -> None:
         decoder.step_(
             torch.tensor(tokens, dtype=torch.int64), state, torch.tensor(rows, dtype=torch.int64)
         )
+
+
+@pytest.mark.parametrize(
+    ("counts", "wanted", "message"),
+    [
+        ([3], None, r"counts .* got \[3\] for 2 rows and 3 tokens"),
+        ([3, 0], None, "counts must be at least 1"),
+        ([1, 1], None, "sum to the number of tokens"),
+        ([1, 2], [3], r"wanted must be in \[0, 3\), got \[3\]"),
+        ([1, 2], [-1], "wanted must be in"),
+    ],
+)
+def test_bad_counts(counts: list[int], wanted: list[int] | None, message: str) -> None:
+    decoder = Decoder(make_model())
+    with pytest.raises(ValueError, match=message):
+        decoder.step_(drawn(3), decoder.new_state(2), torch.tensor([0, 1]), counts, wanted)
 
 
 def test_another_models_state() -> None:

@@ -1,4 +1,4 @@
-// One token in each of some rows: a whole model in one call, by a team of threads.
+// Tokens of some rows, one or several of each: a whole model in one call, by a team of threads.
 //
 // The twin of torch_kernel.py, which says what is computed. Between products numbers are fp32.
 // The structures here have their like in kernel.py.
@@ -37,9 +37,21 @@ struct Model {
     const double* frequencies;  // [key_size / 2]
 };
 
-// What a step of `count` rows works on: all arrays begin at a multiple of 64 bytes, and so do rows.
+// What a step reads: counts[i] tokens, one after the other, in the row rows[i] of all states.
+struct Reading {
+    const int64_t* tokens;  // [num_tokens]
+    int64_t num_tokens;
+    const int64_t* rows;    // [num_rows]
+    const int64_t* counts;  // [num_rows]
+    int64_t num_rows;
+    const int64_t* wanted;  // [num_wanted]: the tokens after which there shall be logits
+    int64_t num_wanted;
+};
+
+// What a step of so many tokens works on: all arrays begin at a multiple of 64 bytes, and so do the
+// numbers of a token.
 struct Room {
-    int64_t keys, values, wide, hidden;  // numbers of a row
+    int64_t keys, values, wide, hidden;  // numbers of a token
     float *x, *normed, *merged, *mixed, *up, *active, *turns, *scales;
     Rows rows;
 
@@ -78,22 +90,26 @@ struct Room {
 
 class Step {
    public:
-    Step(const Model& model, const int64_t* tokens, const int64_t* rows, const int64_t* positions,
-         int64_t count, float* const* states, float* logits, char* memory)
-        : m_(model), tokens_(tokens), rows_(rows), positions_(positions), count_(count),
-          states_(states), logits_(logits) {
-        room_.set(model, count, memory);
-        width_ = rounded_up(model.width, LANES);
-        taken_ = std::vector<std::atomic<int64_t>>(4 * model.num_layers + 1);
+    Step(const Model& model, const Reading& reading, const int64_t* positions,
+         float* const* states, float* logits, char* memory)
+        : m_(model), reading_(reading), count_(reading.num_tokens),
+          width_(rounded_up(model.width, LANES)), positions_(count_), starts_(reading.num_rows),
+          key_scale_(static_cast<float>(std::pow(static_cast<double>(model.key_size), -0.5))),
+          states_(states), logits_(logits), taken_(JOBS * model.num_layers + 1) {
+        room_.set(model, count_, memory);
+        for (int64_t i = 0, token = 0; i < reading.num_rows; ++i) {
+            starts_[i] = token;
+            for (int64_t j = 0; j < reading.counts[i]; ++j)
+                positions_[token++] = positions[reading.rows[i]] + j;
+        }
     }
 
     // What the thread of this index does.
     void operator()(int index, int size) {
         begin_tiles();
-        each_row(index, size, [&](int64_t row) { begin_row(row); });
+        each(count_, index, size, [&](int64_t token) { begin(token); });
         for (int64_t l = 0; l < m_.num_layers; ++l) layer(l, index, size);
-        norm_and_pack(m_.norm, m_.head, index, size);
-        multiply(m_.head, 4 * m_.num_layers, {logits_, m_.vocab_size, false}, nullptr, index, size);
+        if (reading_.num_wanted) head(index, size);
         end_tiles();
     }
 
@@ -101,69 +117,92 @@ class Step {
     void layer(int64_t l, int index, int size) {
         const Layer& layer = m_.layers[l];
         const Matrix& after = l + 1 < m_.num_layers ? m_.layers[l + 1].projection : m_.head;
+        const int64_t first = JOBS * l;
         norm_and_pack(layer.mixer_norm, layer.projection, index, size);
-        multiply(layer.projection, 4 * l, {room_.merged, room_.wide, false}, &layer.output, index,
-                 size);
-        for (int64_t i = index; i < count_ * m_.num_heads; i += size)
+        multiply(layer.projection, room_.rows, first, {room_.merged, room_.wide, false},
+                 &layer.output, index, size);
+        share(first + 1, reading_.num_rows * m_.num_heads, index, size, [&](int64_t i, int64_t) {
             retain(layer, states_[l], i / m_.num_heads, i % m_.num_heads);
-        barrier_.wait(size);
+        });
         const int64_t values = rounded_up(room_.values, LANES);
-        each_row(index, size, [&](int64_t row) {
-            pack(layer.output, room_.mixed + row * values, room_.rows, row);
+        each(count_, index, size, [&](int64_t token) {
+            pack(layer.output, room_.mixed + token * values, room_.rows, token);
         });
-        multiply(layer.output, 4 * l + 1, {room_.x, width_, true}, &layer.up, index, size);
+        multiply(layer.output, room_.rows, first + 2, {room_.x, width_, true}, &layer.up, index,
+                 size);
         norm_and_pack(layer.feed_forward_norm, layer.up, index, size);
-        multiply(layer.up, 4 * l + 2, {room_.up, room_.hidden, false}, &layer.down, index, size);
-        activate(index, size);
+        multiply(layer.up, room_.rows, first + 3, {room_.up, room_.hidden, false}, &layer.down,
+                 index, size);
         const int64_t hidden = rounded_up(m_.ffn_size, LANES);
-        each_row(index, size, [&](int64_t row) {
-            float* active = room_.active + row * hidden;
+        each(count_, index, size, [&](int64_t token) {
+            float* active = room_.active + token * hidden;
+            activate(room_.up + token * room_.hidden, active);
             if (layer.inner_norm.size) apply_norm(layer.inner_norm, active, active);
-            pack(layer.down, active, room_.rows, row);
+            pack(layer.down, active, room_.rows, token);
         });
-        multiply(layer.down, 4 * l + 3, {room_.x, width_, true}, &after, index, size);
+        multiply(layer.down, room_.rows, first + 4, {room_.x, width_, true}, &after, index, size);
+    }
+
+    void head(int index, int size) {
+        Rows rows = room_.rows;
+        rows.count = reading_.num_wanted;
+        each(rows.count, index, size, [&](int64_t i) {
+            float* normed = room_.normed + i * width_;
+            apply_norm(m_.norm, room_.x + reading_.wanted[i] * width_, normed);
+            pack(m_.head, normed, rows, i);
+        });
+        multiply(m_.head, rows, JOBS * m_.num_layers, {logits_, m_.vocab_size, false}, nullptr,
+                 index, size);
     }
 
     template <class Work>
-    void each_row(int index, int size, Work work) {
-        for (int64_t row = index; row < count_; row += size) work(row);
+    void each(int64_t count, int index, int size, Work work) {
+        for (int64_t i = index; i < count; i += size) work(i);
         barrier_.wait(size);
     }
 
-    void norm_and_pack(const Norm& norm, const Matrix& matrix, int index, int size) {
-        each_row(index, size, [&](int64_t row) {
-            float* normed = room_.normed + row * width_;
-            apply_norm(norm, room_.x + row * width_, normed);
-            pack(matrix, normed, room_.rows, row);
-        });
-    }
-
-    // The packed rows times a matrix. Threads take blocks as they have time; beside each block they
-    // fetch the weights of the next, of `after` where there is none.
-    void multiply(const Matrix& m, int64_t number, const Target& target, const Matrix* after,
-                  int index, int size) {
-        const int64_t blocks = num_blocks(m);
-        for (int64_t block = index; block < blocks;) {
-            const int64_t next = size + taken_[number].fetch_add(1, std::memory_order_relaxed);
-            Ahead ahead = weights_of(m, next);
-            if (next >= blocks && after) ahead = weights_of(*after, index);
-            multiply_block(m, block, room_.rows, target, ahead);
-            block = next;
+    // The parts of a job, as threads have time: work(part, the next that this thread will do).
+    template <class Work>
+    void share(int64_t job, int64_t parts, int index, int size, Work work) {
+        for (int64_t part = index; part < parts;) {
+            const int64_t next = size + taken_[job].fetch_add(1, std::memory_order_relaxed);
+            work(part, next);
+            part = next;
         }
         barrier_.wait(size);
     }
 
-    // The embedding of a row's token; cosines and sines of its position; its score norms.
-    void begin_row(int64_t row) {
-        float* x = room_.x + row * width_;
-        const int64_t first = tokens_[row] * m_.width;
+    void norm_and_pack(const Norm& norm, const Matrix& matrix, int index, int size) {
+        each(count_, index, size, [&](int64_t token) {
+            float* normed = room_.normed + token * width_;
+            apply_norm(norm, room_.x + token * width_, normed);
+            pack(matrix, normed, room_.rows, token);
+        });
+    }
+
+    // The packed rows times a matrix. Beside each block a thread fetches the weights of its next,
+    // of `after` where there is none.
+    void multiply(const Matrix& m, const Rows& rows, int64_t job, const Target& target,
+                  const Matrix* after, int index, int size) {
+        const int64_t blocks = num_blocks(m);
+        share(job, blocks, index, size, [&](int64_t block, int64_t next) {
+            Ahead ahead = weights_of(m, next);
+            if (next >= blocks && after) ahead = weights_of(*after, index);
+            multiply_block(m, block, rows, target, ahead);
+        });
+    }
+
+    // A token's embedding; cosines and sines of its position; its score norms.
+    void begin(int64_t token) {
+        float* x = room_.x + token * width_;
+        const int64_t first = reading_.tokens[token] * m_.width;
         for (int64_t i = 0; i < m_.width; ++i)
             x[i] = m_.embedding_kind == BF16
                        ? as_float(static_cast<const uint16_t*>(m_.embedding)[first + i])
                        : static_cast<const float*>(m_.embedding)[first + i];
         if (m_.embedding_norm.size) apply_norm(m_.embedding_norm, x, x);
-        const auto position = static_cast<double>(positions_[row]);
-        float* turns = room_.turns + row * m_.key_size;
+        const auto position = static_cast<double>(positions_[token]);
+        float* turns = room_.turns + token * m_.key_size;
         for (int64_t j = 0; j < m_.key_size / 2; ++j) {
             const double angle = position * m_.frequencies[j];
             turns[2 * j] = static_cast<float>(std::cos(angle));
@@ -172,7 +211,7 @@ class Step {
         for (int64_t head = 0; head < m_.num_heads; ++head) {
             const double lg = m_.log_decay[head], count = position + 1;
             const double total = lg == 0 ? count : std::expm1(count * lg) / std::expm1(lg);
-            room_.scales[row * m_.num_heads + head] = static_cast<float>(std::sqrt(total));
+            room_.scales[token * m_.num_heads + head] = static_cast<float>(std::sqrt(total));
         }
     }
 
@@ -187,27 +226,34 @@ class Step {
         }
     }
 
-    // Eq. 6 in one head of one row, its norm and its gate.
-    void retain(const Layer& layer, float* states, int64_t row, int64_t head) {
-        const int64_t keys = m_.key_size, values = m_.value_size, is_paper = m_.score_norm == PAPER;
-        const int64_t columns = values + is_paper;
-        const float* merged = room_.merged + row * room_.wide;
-        const float* turns = room_.turns + row * keys;
+    // The tokens of one row in one head, one after the other.
+    void retain(const Layer& layer, float* states, int64_t which, int64_t head) {
+        const int64_t columns = m_.value_size + (m_.score_norm == PAPER);
+        const int64_t place = reading_.rows[which] * m_.num_heads + head;
+        float* state = states + place * m_.key_size * columns;
+        const auto gamma = static_cast<float>(std::exp(m_.log_decay[head]));
+        const int64_t first = starts_[which], end = first + reading_.counts[which];
+        for (int64_t token = first; token < end; ++token) retain(layer, state, gamma, token, head);
+    }
+
+    // Eq. 6 for one token in one head, its norm and its gate.
+    void retain(const Layer& layer, float* state, float gamma, int64_t token, int64_t head) {
+        const int64_t keys = m_.key_size, values = m_.value_size;
+        const int64_t columns = values + (m_.score_norm == PAPER);
+        const float* merged = room_.merged + token * room_.wide;
+        const float* turns = room_.turns + token * keys;
         static thread_local std::vector<float> own;
         own.resize(2 * keys + 2 * rounded_up(columns, LANES));
         float *q = own.data(), *k = q + keys, *v = k + keys, *out = v + rounded_up(columns, LANES);
         rotate(merged + head * keys, turns, 1.0f, q);
-        const auto scale = static_cast<float>(std::pow(static_cast<double>(keys), -0.5));
-        rotate(merged + room_.keys + head * keys, turns, scale, k);
+        rotate(merged + room_.keys + head * keys, turns, key_scale_, k);
         std::memcpy(v, merged + 2 * room_.keys + head * values, values * sizeof(float));
-        if (is_paper) v[values] = 1.0f;
-        float* state = states + (rows_[row] * m_.num_heads + head) * keys * columns;
-        const auto gamma = static_cast<float>(std::exp(m_.log_decay[head]));
+        if (columns > values) v[values] = 1.0f;
         read(state, gamma, q, k, v, columns, out);
-        normalise(room_.scales[row * m_.num_heads + head], out);
+        normalise(room_.scales[token * m_.num_heads + head], out);
         apply_norm(layer.head_norm, out, out);
         const float* gate = merged + 2 * room_.keys + room_.values + head * values;
-        float* mixed = room_.mixed + row * rounded_up(room_.values, LANES) + head * values;
+        float* mixed = room_.mixed + token * rounded_up(room_.values, LANES) + head * values;
         for (int64_t i = 0; i < values; i += LANES)
             store(mixed + i, silu(load(gate + i, values - i)) * load(out + i), values - i);
     }
@@ -248,20 +294,14 @@ class Step {
         for (int64_t i = 0; i < m_.value_size; ++i) out[i] /= divisor;
     }
 
-    void activate(int index, int size) {
-        const int64_t n = m_.ffn_size, part = 32 * LANES, parts = (n + part - 1) / part;
-        for (int64_t unit = index; unit < count_ * parts; unit += size) {
-            const int64_t row = unit / parts, first = unit % parts * part;
-            const float* up = room_.up + row * room_.hidden;
-            float* active = room_.active + row * rounded_up(n, LANES);
-            for (int64_t i = first; i < n && i < first + part; i += LANES) {
-                const Floats h = load(up + i, n - i);
-                const Floats gate = m_.activation == GELU ? h : load(up + n + i, n - i);
-                const Floats y = m_.activation == SWIGLU ? silu(gate) : gelu(gate);
-                store(active + i, m_.activation == GELU ? y : y * h, n - i);
-            }
+    void activate(const float* up, float* active) const {
+        const int64_t n = m_.ffn_size;
+        for (int64_t i = 0; i < n; i += LANES) {
+            const Floats h = load(up + i, n - i);
+            const Floats gate = m_.activation == GELU ? h : load(up + n + i, n - i);
+            const Floats y = m_.activation == SWIGLU ? silu(gate) : gelu(gate);
+            store(active + i, m_.activation == GELU ? y : y * h, n - i);
         }
-        barrier_.wait(size);
     }
 
 #ifdef __AVX512F__
@@ -270,21 +310,26 @@ class Step {
     static constexpr int WIDE = 2;
 #endif
 
+    // What threads share in a layer: its four products, and retention between the first two.
+    static constexpr int64_t JOBS = 5;
+
     const Model& m_;
-    const int64_t *tokens_, *rows_, *positions_;
+    const Reading& reading_;
     int64_t count_, width_;
+    std::vector<int64_t> positions_, starts_;  // of each token; each row's first token
+    float key_scale_;
     float* const* states_;
     float* logits_;
     Room room_;
     Barrier barrier_;
-    std::vector<std::atomic<int64_t>> taken_;  // blocks of each product that have been taken
+    std::vector<std::atomic<int64_t>> taken_;  // parts of each job that have been taken
 };
 
 }  // namespace
 
 #define EXPORTED extern "C" __attribute__((visibility("default")))
 
-// Bytes of memory that a step of so many rows needs.
+// Bytes of memory that a step of so many tokens needs.
 EXPORTED int64_t retnet_room_bytes(const Model* model, int64_t count) {
     Room room{};
     return room.set(*model, count, nullptr);
@@ -300,15 +345,16 @@ EXPORTED int64_t retnet_instructions() {
 #endif
 }
 
-// Reads tokens [count] in the rows [count] of states, num_layers pointers, which stand at positions
-// [count]. logits: [count, vocab_size]. memory: of retnet_room_bytes, at a multiple of 64.
+// Reads tokens. states: num_layers pointers, positions: [rows of a state]; both are changed.
+// logits: [num_wanted, vocab_size]. memory: of retnet_room_bytes, at a multiple of 64.
 // Returns 0, or 1 where a token is not in the vocabulary, and then nothing has been done.
-EXPORTED int64_t retnet_step(const Model* model, const int64_t* tokens, const int64_t* rows,
-                             const int64_t* positions, int64_t count, float* const* states,
-                             float* logits, char* memory, int64_t threads) {
-    for (int64_t row = 0; row < count; ++row)
-        if (tokens[row] < 0 || tokens[row] >= model->vocab_size) return 1;
-    Step step(*model, tokens, rows, positions, count, states, logits, memory);
+EXPORTED int64_t retnet_step(const Model* model, const Reading* reading, int64_t* positions,
+                             float* const* states, float* logits, char* memory, int64_t threads) {
+    for (int64_t i = 0; i < reading->num_tokens; ++i)
+        if (reading->tokens[i] < 0 || reading->tokens[i] >= model->vocab_size) return 1;
+    Step step(*model, *reading, positions, states, logits, memory);
     in_team(static_cast<int>(threads), step);
+    for (int64_t i = 0; i < reading->num_rows; ++i)
+        positions[reading->rows[i]] += reading->counts[i];
     return 0;
 }

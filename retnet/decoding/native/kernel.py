@@ -1,4 +1,4 @@
-"""A step of many rows in C++: the whole model in one call.
+"""A step of many tokens in C++: the whole model in one call.
 
 A row's bits depend neither on its neighbours nor on the number of threads: each sum has one order.
 The structures here have their like in decode.cpp, rows.h and vectors.h.
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from retnet.decoding.native.build import library
+from retnet.decoding.reading import Reading
 from retnet.decoding.weights import LayerWeights, Matrix, Weights
 from retnet.model import RetNet, RetNetState
 from retnet.position import log_decays, rotary_angles
@@ -96,6 +97,18 @@ class _Model(ctypes.Structure):
     )
 
 
+class _Reading(ctypes.Structure):
+    _fields_ = (
+        ("tokens", ctypes.c_void_p),
+        ("num_tokens", ctypes.c_int64),
+        ("rows", ctypes.c_void_p),
+        ("counts", ctypes.c_void_p),
+        ("num_rows", ctypes.c_int64),
+        ("wanted", ctypes.c_void_p),
+        ("num_wanted", ctypes.c_int64),
+    )
+
+
 class NativeKernel:
     """The step of a model's weights in C++.
 
@@ -124,34 +137,47 @@ class NativeKernel:
         """What its products are made of."""
         return INSTRUCTIONS[self._library.retnet_instructions()]
 
-    def step_(self, tokens: Tensor, state: RetNetState, rows: Tensor) -> Tensor:
+    def step_(self, reading: Reading, state: RetNetState) -> Tensor:
         """See `Decoder.step_`; nothing is checked here but the tokens."""
-        count = len(tokens)
-        tokens, rows, positions = tokens.contiguous(), rows.contiguous(), state.position[rows]
+        tokens, rows = reading.tokens.contiguous(), reading.rows.contiguous()
+        counts, wanted = (_integers(x) for x in (reading.counts, reading.wanted))
         # Whatever torch's default device and dtype are.
-        logits = torch.empty(count, self._vocab_size, dtype=torch.float32, device="cpu")
+        shape = (len(wanted), self._vocab_size)
+        logits = torch.empty(shape, dtype=torch.float32, device="cpu")
         states = [layer.data_ptr() for layer in state.layers]
+        structure = _Reading(
+            tokens=tokens.data_ptr(),
+            num_tokens=len(tokens),
+            rows=rows.data_ptr(),
+            counts=ctypes.addressof(counts),
+            num_rows=len(rows),
+            wanted=ctypes.addressof(wanted),
+            num_wanted=len(wanted),
+        )
         failed = self._library.retnet_step(
             ctypes.byref(self._structure.model),
-            *(ctypes.c_void_p(x.data_ptr()) for x in (tokens, rows, positions)),
-            ctypes.c_int64(count),
+            ctypes.byref(structure),
+            ctypes.c_void_p(state.position.data_ptr()),
             (ctypes.c_void_p * len(states))(*states),
             ctypes.c_void_p(logits.data_ptr()),
-            ctypes.c_void_p(self._memory(count)),
+            ctypes.c_void_p(self._memory(len(tokens))),
             ctypes.c_int64(torch.get_num_threads()),
         )
         if failed:
             self._backbone.embed(tokens)  # raises the error of tokens that are not there
-        state.position[rows] = positions + 1
         return logits
 
     def _memory(self, count: int) -> int:
-        """The address of what a step of so many rows works on, at a multiple of 64."""
+        """The address of what a step of so many tokens works on, at a multiple of 64."""
         reference = ctypes.byref(self._structure.model)
         wanted = self._library.retnet_room_bytes(reference, ctypes.c_int64(count)) + _ALIGNED_BYTES
         if len(self._room) < wanted:
             self._room = torch.zeros(wanted, dtype=torch.uint8, device="cpu")
         return -(-self._room.data_ptr() // _ALIGNED_BYTES) * _ALIGNED_BYTES
+
+
+def _integers(numbers: Sequence[int]) -> "ctypes.Array[ctypes.c_int64]":
+    return (ctypes.c_int64 * len(numbers))(*numbers)
 
 
 class _Structure:

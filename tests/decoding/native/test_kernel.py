@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from retnet.decoding import Decoder
 from retnet.decoding.native.kernel import INSTRUCTIONS, NativeKernel
 from retnet.decoding.quantize import quantize_
+from retnet.decoding.reading import Reading
 from retnet.decoding.weights import merge_
+from retnet.model import RetNetState
 from tests.cpus import needs_compiler
 from tests.decoding.test_decoder import (
     CONFIGURATIONS,
@@ -44,6 +47,17 @@ def using_threads(count: int) -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+def step(
+    kernel: NativeKernel,
+    tokens: Tensor,
+    state: RetNetState,
+    rows: Tensor,
+    counts: list[int] | None = None,
+    wanted: list[int] | None = None,
+) -> Tensor:
+    return kernel.step_(Reading.of(tokens, rows, counts, wanted), state)
+
+
 @each_machine
 @pytest.mark.parametrize("int8", [False, True], ids=["as it is", "int8"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -63,7 +77,7 @@ def test_every_row_alone_and_together(
     state.position.random_(0, 5000, generator=generator)
     alone, slow_state = copy_of(state), copy_of(state)
     expected = torch.cat(
-        [kernel.step_(tokens[row : row + 1], alone, torch.tensor([row])) for row in range(num_rows)]
+        [step(kernel, tokens[row : row + 1], alone, torch.tensor([row])) for row in range(num_rows)]
     )
     coarse = int8 and dtype == torch.float32
     near = slow.step_(tokens, slow_state, torch.arange(num_rows))
@@ -72,10 +86,52 @@ def test_every_row_alone_and_together(
         rows = torch.randperm(num_rows, generator=generator)[:count]
         together = copy_of(state)
         with using_threads(threads):
-            logits = kernel.step_(tokens[rows], together, rows)
+            logits = step(kernel, tokens[rows], together, rows)
         assert torch.equal(logits, expected[rows])
         for layer, layer_alone in zip(together.layers, alone.layers, strict=True):
             assert torch.equal(layer[rows], layer_alone[rows])
+
+
+@each_machine
+@pytest.mark.parametrize("int8", [False, True], ids=["as it is", "int8"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["everything", "odd sizes", "swiglu"])
+def test_several_tokens_are_those_one_by_one(
+    name: str, dtype: torch.dtype, int8: bool, machine: tuple[str, ...]
+) -> None:
+    """The same bits wherever a prompt is cut, and whichever rows are read beside it."""
+    model = make_model(dtype, **CONFIGURATIONS[name])
+    weights = quantize_(merge_(model)) if int8 else merge_(model)
+    kernel = NativeKernel(model, weights, machine)
+    state = Decoder(model, kernel="torch").new_state(4)
+    generator = torch.Generator().manual_seed(2)
+    for layer in state.layers:
+        layer.normal_(generator=generator)
+    state.position.copy_(torch.tensor([3, 0, 70, 900]))
+    alone, prompts = copy_of(state), {row: drawn(40, seed=row) for row in range(4)}
+    expected = {
+        row: torch.cat([step(kernel, token[None], alone, torch.tensor([row])) for token in prompt])
+        for row, prompt in prompts.items()
+    }
+    read, logits = dict.fromkeys(prompts, 0), {row: [torch.empty(0)] for row in prompts}
+    for rows, counts, threads in (
+        ([2, 0], [17, 1], 1),
+        ([0, 1, 3], [5, 40, 38], 2),
+        ([3, 0, 2], [2, 34, 1], 3),
+        ([2], [22], 2),
+    ):
+        parts = [prompts[row][read[row] :][:count] for row, count in zip(rows, counts, strict=True)]
+        wanted = list(range(sum(counts)))
+        with using_threads(threads):
+            scores = step(kernel, torch.cat(parts), state, torch.tensor(rows), counts, wanted)
+        for row, part in zip(rows, scores.split(counts), strict=True):
+            logits[row].append(part)
+            read[row] += len(part)
+    for row in prompts:
+        assert torch.equal(torch.cat(logits[row]), expected[row])
+    for layer, layer_alone in zip(state.layers, alone.layers, strict=True):
+        assert torch.equal(layer, layer_alone)
+    assert torch.equal(state.position, alone.position)
 
 
 @each_machine
@@ -89,7 +145,7 @@ def test_what_is_no_number_stays_in_its_row(machine: tuple[str, ...]) -> None:
         bad.layers[0][1].fill_(float("nan"))
         bad.layers[0][2].fill_(float("inf"))
         tokens, rows = drawn(4), torch.arange(4)
-        expected, logits = kernel.step_(tokens, state, rows), kernel.step_(tokens, bad, rows)
+        expected, logits = step(kernel, tokens, state, rows), step(kernel, tokens, bad, rows)
         assert torch.equal(logits[[0, 3]], expected[[0, 3]])
         assert not logits[[1, 2]].isfinite().any()
 
@@ -101,7 +157,7 @@ def test_int8_products_are_exact() -> None:
     state = Decoder(model, kernel="torch").new_state(3)
     tokens, rows = torch.tensor([1, 2, 3]), torch.arange(3)
     first, *others = (
-        NativeKernel(model, weights, machine).step_(tokens, copy_of(state), rows)
+        step(NativeKernel(model, weights, machine), tokens, copy_of(state), rows)
         for machine in MACHINES.values()
     )
     for logits in others:
