@@ -12,7 +12,7 @@ from retnet.sampling import History, adjusted, choose
 from retnet.serve.pool import StatePool
 from retnet.serve.prefix_cache import Prefix, PrefixCache
 from retnet.serve.request import Finish, Output, PromptRead, Request, TokenLogprob
-from retnet.serve.scheduler import Job, Scheduler
+from retnet.serve.scheduler import Job, Piece, Scheduler
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Engine:
         self.check(request)
         self._next_id += 1
         generator = torch.Generator().manual_seed(request.seed)
-        job = Job(self._next_id, request, generator, state=request.state)
+        job = Job(self._next_id, request, generator)
         self._scheduler.waiting.append(job)
         return job.id
 
@@ -118,17 +118,16 @@ class Engine:
             self._end(job)
             self._aborted.append(Output(request_id, finish=Finish.ABORTED))
 
-    @torch.no_grad()
     def step(self) -> list[Output]:
-        """Read some of the prompts and a token in each row that writes; what came of it."""
+        """Read on in some of the prompts, and a token in each row that writes; what came of it."""
         outputs, self._aborted = self._aborted, []
         for job in self._scheduler.admit(self._pool.num_free):
             self._begin(job)
-        outputs += self._write_tokens()
-        for job in self._scheduler.next_to_read():
-            self._read_piece(job)
-            if not job.num_unread:
-                outputs.append(self._prompt_read(job))
+        writing, reading = list(self._scheduler.writing), self._scheduler.next_to_read()
+        logits = self._read(writing, self._pieces(reading))
+        if writing:
+            outputs += self._choose(writing, logits)
+        outputs += [self._prompt_read(job) for job in reading if not job.num_unread]
         return outputs
 
     def generate(self, requests: Sequence[Request]) -> list[Result]:
@@ -144,37 +143,86 @@ class Engine:
         """A job has come to its turn: give it a slot."""
         job.slot = self._pool.take()
         request = job.request
+        if request.state is None:
+            self._pool.clear_(job.slot)
+        else:
+            self._pool.write_(job.slot, request.state)
         if request.params.penalises:
             prompt = torch.tensor(request.prompt)
             job.history = History(prompt, self.decoder.vocab_size, self.decoder.device)
 
+    def _pieces(self, jobs: Sequence[Job]) -> list[Piece]:
+        """What to read now of the prompts of jobs: nothing of those that are wholly known."""
+        pieces: list[Piece] = []
+        beginnings: set[tuple[int, ...]] = set()
+        for job in jobs:
+            self._skip_known(job)
+            prompt, end = job.request.prompt, job.num_read + self._scheduler.piece
+            known_soon = self._takes_known(job) and prompt[:end] in beginnings
+            if not job.num_unread or known_soon:
+                continue
+            if self._is_kept(job, min(end, len(prompt))):
+                beginnings.add(prompt[:end])
+            pieces.append(Piece(job, prompt[job.num_read : end]))
+        return pieces
+
+    def _takes_known(self, job: Job) -> bool:
+        """Whether a job's prompt may be read on from where another's was left."""
+        request = job.request
+        return (
+            request.state is None and not request.prompt_logprobs and self._prefixes.max_bytes > 0
+        )
+
+    def _is_kept(self, job: Job, num_read: int) -> bool:
+        """Whether the state after so many tokens of a job's prompt is kept for others."""
+        request = job.request
+        return request.state is None and self._prefixes.wants(num_read, request.prompt)
+
     def _skip_known(self, job: Job) -> None:
         """Go on behind what is known of a job's prompt, perhaps since its last piece."""
-        request = job.request
-        if request.state is not None or request.prompt_logprobs or not self._prefixes.max_bytes:
+        if not self._takes_known(job):
             return
-        found = self._prefixes.longest(request.prompt)
+        found = self._prefixes.longest(job.request.prompt)
         if found is not None and found.num_tokens > job.num_read:
+            assert job.slot is not None
+            self._pool.write_(job.slot, found.state)
             job.num_cached += found.num_tokens - job.num_read
-            job.num_read, job.state, job.logits = found.num_tokens, found.state, found.logits
+            job.num_read, job.logits = found.num_tokens, found.logits
 
-    def _read_piece(self, job: Job) -> None:
-        """Read on in a prompt, up to the end of a piece."""
-        self._skip_known(job)
-        if not job.num_unread:
-            return
-        prompt, model = job.request.prompt, self.decoder.model
-        part = prompt[job.num_read : job.num_read + self._scheduler.piece]
-        tokens = torch.tensor([part], device=self.decoder.device)
-        features, job.state = model.features(tokens, job.state)
+    def _read(self, writing: Sequence[Job], pieces: Sequence[Piece]) -> Tensor:
+        """Read the last token of each job that writes, and pieces; the scores after the former."""
+        jobs = [*writing, *(piece.job for piece in pieces)]
+        if not jobs:
+            return torch.empty(0)
+        tokens = [job.last for job in writing]
+        wanted = [*range(len(writing))]
+        for piece in pieces:
+            tokens += piece.tokens
+            wanted += range(len(tokens) - piece.num_wanted, len(tokens))
+        device = self.decoder.device
+        logits = self.decoder.step_(
+            torch.tensor(tokens, device=device),
+            self._pool.state,
+            torch.tensor([job.slot for job in jobs], device=device),
+            counts=[1] * len(writing) + [len(piece.tokens) for piece in pieces],
+            wanted=wanted,
+        )
+        after, *of_pieces = logits.split([len(writing), *(piece.num_wanted for piece in pieces)])
+        for piece, scores in zip(pieces, of_pieces, strict=True):
+            self._piece_read(piece, scores)
+        return after
+
+    def _piece_read(self, piece: Piece, logits: Tensor) -> None:
+        """A piece has been read; logits [num_wanted, vocab_size]."""
+        job, prompt = piece.job, piece.job.request.prompt
         if job.request.prompt_logprobs:
-            self._note_prompt_logprobs(job, model.logits(features[0]).float())
-        job.num_read += len(part)
-        job.logits = None
-        if not job.num_unread:
-            job.logits = model.logits(features[:, -1])[0].float()
-        if job.request.state is None and self._prefixes.wants(job.num_read, prompt):
-            self._prefixes.put(prompt, Prefix(job.num_read, job.state, job.logits))
+            self._note_prompt_logprobs(job, logits)
+        job.num_read += len(piece.tokens)
+        job.logits = None if job.num_unread else logits[-1].clone()
+        if self._is_kept(job, job.num_read):
+            assert job.slot is not None
+            state = self._pool.read(job.slot)
+            self._prefixes.put(prompt, Prefix(job.num_read, state, job.logits))
 
     def _note_prompt_logprobs(self, job: Job, logits: Tensor) -> None:
         """logits [T, vocab_size] after each token of the piece that comes next."""
@@ -187,10 +235,8 @@ class Engine:
 
     def _prompt_read(self, job: Job) -> Output:
         """A prompt has been read: choose the first token."""
-        assert job.state is not None and job.slot is not None and job.logits is not None
-        self._pool.write_(job.slot, job.state)
-        state = job.state if job.request.returns_state else None
-        job.state = None
+        assert job.slot is not None and job.logits is not None
+        state = self._pool.read(job.slot) if job.request.returns_state else None
         self._scheduler.start_writing(job)
         self._num_hits += job.num_cached > 0
         self._num_misses += job.num_cached == 0
@@ -199,16 +245,6 @@ class Engine:
             return replace(self._finished(job, Finish.LENGTH), prompt=read)
         [output] = self._choose([job], job.logits[None])
         return replace(output, prompt=read)
-
-    def _write_tokens(self) -> list[Output]:
-        """A token for each job that writes."""
-        jobs = list(self._scheduler.writing)
-        if not jobs:
-            return []
-        device = self.decoder.device
-        tokens = torch.tensor([job.last for job in jobs], device=device)
-        slots = torch.tensor([job.slot for job in jobs], device=device)
-        return self._choose(jobs, self.decoder.step_(tokens, self._pool.state, slots))
 
     def _choose(self, jobs: Sequence[Job], logits: Tensor) -> list[Output]:
         """The next token of each job, from logits [B, vocab_size]."""

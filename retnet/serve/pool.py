@@ -36,6 +36,13 @@ class StatePool:
         self._free.append(slot)
 
     @torch.no_grad()
+    def clear_(self, slot: int) -> None:
+        """Make a slot as if nothing had been read."""
+        for layer in self.state.layers:
+            layer[slot].zero_()
+        self.state.position[slot] = 0
+
+    @torch.no_grad()
     def write_(self, slot: int, state: RetNetState) -> None:
         """Put a state of one row into a slot."""
         for layer, written in zip(self.state.layers, state.layers, strict=True):

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from retnet.model import RetNetState
 from retnet.sampling import History
 from retnet.serve.request import Request, TokenLogprob
 
@@ -18,7 +17,6 @@ class Job:
     Attributes:
         slot: its row of the pool, once it has one.
         num_read: tokens of the prompt that have been read, num_cached of them by others before.
-        state: while the prompt is read, what was read so far; None for nothing.
         logits: [vocab_size] fp32, of the token to be chosen next.
         generator: where its draws come from.
         last: the token that was generated last.
@@ -32,7 +30,6 @@ class Job:
     slot: int | None = None
     num_read: int = 0
     num_cached: int = 0
-    state: RetNetState | None = None
     logits: Tensor | None = None
     last: int = -1
     num_generated: int = 0
@@ -43,6 +40,21 @@ class Job:
     def num_unread(self) -> int:
         """Tokens of the prompt that are still to be read."""
         return len(self.request.prompt) - self.num_read
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Tokens of a job's prompt to read in a step."""
+
+    job: Job
+    tokens: tuple[int, ...]
+
+    @property
+    def num_wanted(self) -> int:
+        """After how many of its last tokens scores are wanted."""
+        if self.job.request.prompt_logprobs:
+            return len(self.tokens)
+        return int(len(self.tokens) == self.job.num_unread)
 
 
 class Scheduler:
