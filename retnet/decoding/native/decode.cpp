@@ -125,9 +125,7 @@ class Step {
             retain(layer, states_[l], i / m_.num_heads, i % m_.num_heads);
         });
         const int64_t values = rounded_up(room_.values, LANES);
-        each(count_, index, size, [&](int64_t token) {
-            pack(layer.output, room_.mixed + token * values, room_.rows, token);
-        });
+        pack_rows(layer.output, {room_.mixed, values}, room_.rows, index, size);
         multiply(layer.output, room_.rows, first + 2, {room_.x, width_, true}, &layer.up, index,
                  size);
         norm_and_pack(layer.feed_forward_norm, layer.up, index, size);
@@ -138,8 +136,8 @@ class Step {
             float* active = room_.active + token * hidden;
             activate(room_.up + token * room_.hidden, active);
             if (layer.inner_norm.size) apply_norm(layer.inner_norm, active, active);
-            pack(layer.down, active, room_.rows, token);
         });
+        pack_rows(layer.down, {room_.active, hidden}, room_.rows, index, size);
         multiply(layer.down, room_.rows, first + 4, {room_.x, width_, true}, &after, index, size);
     }
 
@@ -147,10 +145,10 @@ class Step {
         Rows rows = room_.rows;
         rows.count = reading_.num_wanted;
         each(rows.count, index, size, [&](int64_t i) {
-            float* normed = room_.normed + i * width_;
-            apply_norm(m_.norm, room_.x + reading_.wanted[i] * width_, normed);
-            pack(m_.head, normed, rows, i);
+            const float* x = room_.x + reading_.wanted[i] * width_;
+            apply_norm(m_.norm, x, room_.normed + i * width_);
         });
+        pack_rows(m_.head, {room_.normed, width_}, rows, index, size);
         multiply(m_.head, rows, JOBS * m_.num_layers, {logits_, m_.vocab_size, false}, nullptr,
                  index, size);
     }
@@ -174,10 +172,17 @@ class Step {
 
     void norm_and_pack(const Norm& norm, const Matrix& matrix, int index, int size) {
         each(count_, index, size, [&](int64_t token) {
-            float* normed = room_.normed + token * width_;
-            apply_norm(norm, room_.x + token * width_, normed);
-            pack(matrix, normed, room_.rows, token);
+            apply_norm(norm, room_.x + token * width_, room_.normed + token * width_);
         });
+        pack_rows(matrix, {room_.normed, width_}, room_.rows, index, size);
+    }
+
+    void pack_rows(const Matrix& m, const Source& x, const Rows& rows, int index, int size) {
+        if (m.kind == INT8)
+            each(rows.count, index, size, [&](int64_t row) {
+                rows.scales[row] = scale_of(m, x.data + row * x.stride);
+            });
+        each(num_parts(m, rows), index, size, [&](int64_t part) { pack(m, x, rows, part); });
     }
 
     // The packed rows times a matrix. Beside each block a thread fetches the weights of its next,
@@ -263,25 +268,27 @@ class Step {
               int64_t columns, float* out) const {
         int64_t column = 0;
         for (; column + WIDE * LANES <= columns; column += WIDE * LANES)
-            read_columns<WIDE>(state + column, gamma, q, k, v + column, columns, LANES,
-                               out + column);
+            read_columns<WIDE>(state + column, gamma, q, k, v + column, columns, out + column);
         for (; column < columns; column += LANES)
-            read_columns<1>(state + column, gamma, q, k, v + column, columns, columns - column,
-                            out + column);
+            read_columns<0>(state + column, gamma, q, k, v + column, columns, out + column,
+                            columns - column);
     }
 
+    // N vectors of columns; 0: those that are left, of one vector or a part of it.
     template <int N>
     void read_columns(float* state, float gamma, const float* q, const float* k, const float* v,
-                      int64_t stride, int64_t width, float* out) const {
-        Floats sums[N]{}, vs[N];
-        for (int i = 0; i < N; ++i) vs[i] = load(v + i * LANES, width);
+                      int64_t stride, float* out, int64_t left = LANES) const {
+        constexpr int COUNT = N ? N : 1;
+        const int64_t width = N ? LANES : left;
+        Floats sums[COUNT]{}, vs[COUNT];
+        for (int i = 0; i < COUNT; ++i) vs[i] = load(v + i * LANES, width);
         for (int64_t key = 0; key < m_.key_size; ++key, state += stride)
-            for (int i = 0; i < N; ++i) {
+            for (int i = 0; i < COUNT; ++i) {
                 const Floats s = load(state + i * LANES, width) * gamma + vs[i] * k[key];
                 store(state + i * LANES, s, width);
                 sums[i] += s * q[key];
             }
-        for (int i = 0; i < N; ++i) store(out + i * LANES, sums[i]);
+        for (int i = 0; i < COUNT; ++i) store(out + i * LANES, sums[i]);
     }
 
     void normalise(float scale, float* out) const {

@@ -212,16 +212,33 @@ struct Target {
     bool adds;
 };
 
-inline void put(const Matrix& m, const Rows& rows, int64_t row, int64_t first, const float* block,
-                const Target& target) {
-    const int64_t count = m.num_outputs - first < BLOCK ? m.num_outputs - first : BLOCK;
+// Sixteen outputs of a row, from `first` on. One function for all, so that they round alike.
+__attribute__((noinline)) inline void put(const Matrix& m, const Rows& rows, int64_t row,
+                                          int64_t first, Floats y, const Target& target) {
+    const int64_t left = m.num_outputs - first;
     float* out = target.data + row * target.stride + first;
-    const float* from = block + row % GROUP;
-    for (int64_t i = 0; i < count; ++i) {
-        float y = from[i * GROUP];
-        if (m.kind == INT8) y *= m.scales[first + i] * rows.scales[row];
-        if (m.bias) y += m.bias[first + i];
-        out[i] = target.adds ? out[i] + y : y;
+    if (m.kind == INT8) y *= load(m.scales + first, left) * rows.scales[row].inverse;
+    if (m.bias) y += load(m.bias + first, left);
+    if (target.adds) y += load(out, left);
+    store(out, y, left);
+}
+
+// A unit of outputs of some rows of a group, as the products leave them.
+inline void put_unit(const Matrix& m, const Rows& rows, int64_t row, int64_t count, int64_t first,
+                     const float* unit, const Target& target) {
+#ifdef __AVX512F__
+    if (count > FEW) {
+        Floats columns[UNIT];
+        std::memcpy(columns, unit, sizeof columns);
+        transpose(columns);
+        for (int64_t r = 0; r < count; ++r) put(m, rows, row + r, first, columns[r], target);
+        return;
+    }
+#endif
+    for (int64_t r = 0; r < count; ++r) {
+        Floats column;
+        for (int64_t i = 0; i < UNIT; ++i) column[i] = unit[i * GROUP + r];
+        put(m, rows, row + r, first, column, target);
     }
 }
 
@@ -241,7 +258,8 @@ inline void multiply_block(const Matrix& m, int64_t block, const Rows& rows, con
 #endif
             for (int64_t i = 0; i < units; ++i)
                 unit_by_vectors(m, first + i, group, count, out + i * UNIT * GROUP, ahead);
-        for (int64_t r = row; r < row + count; ++r) put(m, rows, r, block * BLOCK, out, target);
+        for (int64_t i = 0; i < units; ++i)
+            put_unit(m, rows, row, count, (first + i) * UNIT, out + i * UNIT * GROUP, target);
     }
 }
 

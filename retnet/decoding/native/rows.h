@@ -40,11 +40,22 @@ inline const char* unit_of(const Matrix& m, int64_t unit) {
     return static_cast<const char*>(m.weight) + first * m.num_inputs * bytes_of(m.kind);
 }
 
+// What turns a row's numbers into integers, and back: 0 where they are all zeros, or not numbers.
+struct Scale {
+    float factor, inverse;
+};
+
 // Rows of x as the kernels read them.
 struct Rows {
     int64_t count;
     char* data;     // groups of GROUP rows, num_inputs * GROUP * 4 bytes for each
-    float* scales;  // int8: of each row
+    Scale* scales;  // int8: of each row
+};
+
+// Where rows of numbers lie: row r at data + r * stride.
+struct Source {
+    const float* data;
+    int64_t stride;
 };
 
 inline char* group_of(const Rows& rows, const Matrix& m, int64_t row) {
@@ -98,63 +109,17 @@ inline void end_tiles() {
 #endif
 }
 
-// --- from a row of x to what the kernels read
+// --- from rows of x to what the kernels read
 
-inline void pack_bf16(const Matrix& m, const float* x, char* group, int64_t column) {
-#ifdef __AVX512BF16__
-    auto* out = reinterpret_cast<uint16_t*>(group);
-    for (int64_t i = 0; i < m.num_inputs; i += LANES) {
-        const int64_t left = m.num_given - i;
-        uint16_t part[LANES];
-        const Floats y = left > 0 ? load(x + i, left) : Floats{};
-        const auto narrow = _mm512_cvtneps_pbh((__m512)y);
-        std::memcpy(part, &narrow, sizeof part);
-        if (!use_tiles()) {
-            std::memcpy(out + column * m.num_inputs + i, part, sizeof part);
-            continue;
-        }
-        for (int64_t j = 0; j < LANES; j += 2)  // tiles hold pairs of inputs, by rows of x
-            std::memcpy(out + (i + j) * GROUP + 2 * column, part + j, 4);
-    }
-#else
-    auto* out = reinterpret_cast<float*>(group) + column * m.num_inputs;
-    for (int64_t i = 0; i < m.num_inputs; i += LANES)
-        store(out + i, i < m.num_given ? load(x + i, m.num_given - i) : Floats{});
-#endif
+// The numbers from the k-th on, zeros after the last that is given.
+inline Floats given(const Matrix& m, const float* x, int64_t k) {
+    return k < m.num_given ? load(x + k, m.num_given - k) : Floats{};
 }
 
-// Sixteen integers of a row, the k-th and those after it: in bytes where instructions want bytes.
-inline void put_integers(const Matrix& m, Ints x, int64_t k, bool in_tiles, char* group,
-                         int64_t column) {
-#ifdef __AVX512VNNI__
-    const Bytes high = __builtin_convertvector(x >> 8, Bytes);
-    const Bytes low = __builtin_convertvector(x & 255, Bytes);
-    if (!in_tiles) {
-        const Bytes unsigned_high = high ^ static_cast<int8_t>(-128);  // 128 more
-        char* row = group + column * 2 * m.num_inputs + k;
-        std::memcpy(row, &unsigned_high, sizeof high);
-        std::memcpy(row + m.num_inputs, &low, sizeof low);
-        return;
-    }
-    // A tile holds quadruples of inputs, by rows of x: one of high bytes, one of low bytes.
-    char* tile = group + k / 64 * 2048 + k % 64 / 4 * 64 + column * 4;
-    for (int64_t j = 0; j < LANES; j += 4, tile += 64) {
-        std::memcpy(tile, reinterpret_cast<const char*>(&high) + j, 4);
-        std::memcpy(tile + 1024, reinterpret_cast<const char*>(&low) + j, 4);
-    }
-#else
-    (void)in_tiles;
-    const Shorts narrow = __builtin_convertvector(x, Shorts);
-    std::memcpy(group + (column * m.num_inputs + k) * 2, &narrow, sizeof narrow);
-#endif
-}
-
-inline float pack_int8(const Matrix& m, const float* x, bool in_tiles, char* group,
-                       int64_t column) {
+inline Scale scale_of(const Matrix& m, const float* x) {
     Floats most{}, nan{};
-    for (int64_t i = 0; i < m.num_given; i += LANES) {
-        const Floats y = load(x + i, m.num_given - i);
-        const Floats size = choose(y < all(0.0f), -y, y);
+    for (int64_t k = 0; k < m.num_given; k += LANES) {
+        const Floats y = given(m, x, k), size = choose(y < all(0.0f), -y, y);
         most = choose(size > most, size, most);
         nan += y * 0.0f;  // not 0 where a number is infinite or none
     }
@@ -162,27 +127,98 @@ inline float pack_int8(const Matrix& m, const float* x, bool in_tiles, char* gro
     for (int64_t j = 0; j < LANES; ++j) largest = most[j] > largest ? most[j] : largest;
     const bool usable = largest == largest && largest > 0;
     const float factor = usable ? LARGEST / largest : 0.0f;
-    const bool works = factor > 0 && factor < INFINITY;
-    for (int64_t i = 0; i < m.num_inputs; i += LANES) {
-        Floats y = i < m.num_given ? load(x + i, m.num_given - i) : Floats{};
-        y = works ? y * factor + 12582912.0f : all(12582912.0f);
-        Ints bits;
-        std::memcpy(&bits, &y, sizeof bits);
-        put_integers(m, bits - 0x4b400000, i, in_tiles, group, column);
-    }
-    return works ? largest / LARGEST : largest * 0.0f;
+    if (factor > 0 && factor < INFINITY) return {factor, largest / LARGEST};
+    return {0.0f, largest * 0.0f};
 }
 
-// One row of x, num_given numbers.
-inline void pack(const Matrix& m, const float* x, const Rows& rows, int64_t row) {
-    char* group = group_of(rows, m, row);
-    const int64_t column = row % GROUP;
-    if (m.kind == BF16) return pack_bf16(m, x, group, column);
+inline Ints integers(const Matrix& m, const float* x, int64_t k, float factor) {
+    Floats y = given(m, x, k) * factor + 12582912.0f;
+    if (factor == 0) y = all(12582912.0f);
+    Ints bits;
+    std::memcpy(&bits, &y, sizeof bits);
+    return bits - 0x4b400000;
+}
+
+// A row as it is, one number after the other; bf16 in what the dot products of pairs want.
+inline void pack_row(const Matrix& m, const float* x, float factor, char* group, int64_t column) {
+    const int64_t n = m.num_inputs;
     if (m.kind == INT8) {
-        rows.scales[row] = pack_int8(m, x, by_tiles(m, rows.count), group, column);
+        for (int64_t k = 0; k < n; k += LANES) {
+            const Ints y = integers(m, x, k, factor);
+#ifdef __AVX512VNNI__
+            const Bytes high = __builtin_convertvector(y >> 8, Bytes) ^ static_cast<int8_t>(-128);
+            const Bytes low = __builtin_convertvector(y & 255, Bytes);
+            std::memcpy(group + column * 2 * n + k, &high, sizeof high);  // 128 more, unsigned
+            std::memcpy(group + column * 2 * n + n + k, &low, sizeof low);
+#else
+            const Shorts narrow = __builtin_convertvector(y, Shorts);
+            std::memcpy(group + (column * n + k) * 2, &narrow, sizeof narrow);
+#endif
+        }
         return;
     }
-    auto* out = reinterpret_cast<float*>(group) + column * m.num_inputs;
-    for (int64_t i = 0; i < m.num_inputs; i += LANES)
-        store(out + i, i < m.num_given ? load(x + i, m.num_given - i) : Floats{});
+#ifdef __AVX512BF16__
+    if (m.kind == BF16) {
+        for (int64_t k = 0; k < n; k += LANES) {
+            const auto narrow = _mm512_cvtneps_pbh((__m512)given(m, x, k));
+            std::memcpy(group + (column * n + k) * 2, &narrow, sizeof narrow);
+        }
+        return;
+    }
+#endif
+    for (int64_t k = 0; k < n; k += LANES)
+        store(reinterpret_cast<float*>(group) + column * n + k, given(m, x, k));
+}
+
+#ifdef HAS_AMX
+inline void store_tile(Ints* words, char* tile) {
+    transpose(words);
+    std::memcpy(tile, words, 1024);
+}
+
+// INPUTS inputs of the rows of a group, from the k-th on: two tiles of pairs of bf16, or one of
+// quadruples of high bytes and one of low bytes; a line holds those of all rows.
+inline void pack_tiles(const Matrix& m, const float* x, int64_t stride, const Scale* scales,
+                       int64_t count, char* group, int64_t k) {
+    Ints first[GROUP]{}, second[GROUP]{};
+    for (int64_t r = 0; r < count; ++r, x += stride) {
+        if (m.kind == BF16) {
+            const Floats a = given(m, x, k), b = given(m, x, k + 16);
+            const Floats c = given(m, x, k + 32), d = given(m, x, k + 48);
+            first[r] = (Ints)_mm512_cvtne2ps_pbh((__m512)b, (__m512)a);
+            second[r] = (Ints)_mm512_cvtne2ps_pbh((__m512)d, (__m512)c);
+            continue;
+        }
+        for (int64_t i = 0; i < 4; ++i) {
+            const Ints y = integers(m, x, k + i * LANES, scales[r].factor);
+            const Bytes high = __builtin_convertvector(y >> 8, Bytes);
+            const Bytes low = __builtin_convertvector(y & 255, Bytes);
+            std::memcpy(reinterpret_cast<char*>(&first[r]) + i * LANES, &high, sizeof high);
+            std::memcpy(reinterpret_cast<char*>(&second[r]) + i * LANES, &low, sizeof low);
+        }
+    }
+    char* tiles = group + k / INPUTS * 2048;
+    store_tile(first, tiles);
+    store_tile(second, tiles + 1024);
+}
+#endif
+
+// In how many parts rows are packed.
+inline int64_t num_parts(const Matrix& m, const Rows& rows) {
+    if (!by_tiles(m, rows.count)) return rows.count;
+    return rounded_up(rows.count, GROUP) / GROUP * (m.num_inputs / INPUTS);
+}
+
+// A part of the rows x, whose scales are known.
+inline void pack(const Matrix& m, const Source& x, const Rows& rows, int64_t part) {
+#ifdef HAS_AMX
+    if (by_tiles(m, rows.count)) {
+        const int64_t parts = m.num_inputs / INPUTS, row = part / parts * GROUP;
+        const int64_t count = rows.count - row < GROUP ? rows.count - row : GROUP;
+        return pack_tiles(m, x.data + row * x.stride, x.stride, rows.scales + row, count,
+                          group_of(rows, m, row), part % parts * INPUTS);
+    }
+#endif
+    pack_row(m, x.data + part * x.stride, rows.scales[part].factor, group_of(rows, m, part),
+             part % GROUP);
 }

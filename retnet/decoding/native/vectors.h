@@ -118,6 +118,35 @@ V sums(const V* x) {
 }
 #endif
 
+#ifdef __AVX512F__
+template <class V>
+V low_pairs(V a, V b) { return (V)_mm512_unpacklo_ps((__m512)a, (__m512)b); }
+template <class V>
+V high_pairs(V a, V b) { return (V)_mm512_unpackhi_ps((__m512)a, (__m512)b); }
+template <class V>
+V low_halves(V a, V b) { return (V)_mm512_unpacklo_pd((__m512d)a, (__m512d)b); }
+template <class V>
+V high_halves(V a, V b) { return (V)_mm512_unpackhi_pd((__m512d)a, (__m512d)b); }
+
+// Sixteen vectors become their columns.
+template <class V>
+void transpose(V* x) {
+    V a[LANES];  // a[4 g + c]: in lane l, column 4 l + c of rows 4 g to 4 g + 3
+    for (int64_t i = 0; i < LANES; i += 4) {
+        const V p = low_pairs(x[i], x[i + 1]), q = low_pairs(x[i + 2], x[i + 3]);
+        const V r = high_pairs(x[i], x[i + 1]), s = high_pairs(x[i + 2], x[i + 3]);
+        a[i] = low_halves(p, q), a[i + 1] = high_halves(p, q);
+        a[i + 2] = low_halves(r, s), a[i + 3] = high_halves(r, s);
+    }
+    for (int64_t c = 0; c < 4; ++c) {
+        const V p = lanes<0x44>(a[c], a[c + 4]), q = lanes<0x44>(a[c + 8], a[c + 12]);
+        const V r = lanes<0xee>(a[c], a[c + 4]), s = lanes<0xee>(a[c + 8], a[c + 12]);
+        x[c] = lanes<0x88>(p, q), x[c + 4] = lanes<0xdd>(p, q);
+        x[c + 8] = lanes<0x88>(r, s), x[c + 12] = lanes<0xdd>(r, s);
+    }
+}
+#endif
+
 inline Floats choose(Ints condition, Floats yes, Floats no) { return condition ? yes : no; }
 
 // e^x to 2e-7, relatively; x below -87 counts as -87 and x above 88 as 88.
