@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from retnet.decoding.large_pages import LargePages
 from retnet.decoding.native.build import library
 from retnet.decoding.reading import Reading
 from retnet.decoding.weights import LayerWeights, Matrix, Weights
@@ -22,7 +23,6 @@ INSTRUCTIONS = ("plain", "AVX-512", "AMX")
 
 _UNIT = 16  # outputs that lie together
 _INPUTS = 64  # a matrix's rows are a multiple of this
-_ALIGNED_BYTES = 64
 _KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 _ACTIVATIONS = {"gelu": 0, "swiglu": 1, "geglu": 2}
 _SCORE_NORMS = {"none": 0, "decay": 1, "paper": 2}
@@ -170,10 +170,10 @@ class NativeKernel:
     def _memory(self, count: int) -> int:
         """The address of what a step of so many tokens works on, at a multiple of 64."""
         reference = ctypes.byref(self._structure.model)
-        wanted = self._library.retnet_room_bytes(reference, ctypes.c_int64(count)) + _ALIGNED_BYTES
+        wanted = self._library.retnet_room_bytes(reference, ctypes.c_int64(count))
         if len(self._room) < wanted:
-            self._room = torch.zeros(wanted, dtype=torch.uint8, device="cpu")
-        return -(-self._room.data_ptr() // _ALIGNED_BYTES) * _ALIGNED_BYTES
+            self._room = LargePages().zeros((wanted,), torch.uint8)
+        return self._room.data_ptr()
 
 
 def _integers(numbers: Sequence[int]) -> "ctypes.Array[ctypes.c_int64]":

@@ -212,34 +212,31 @@ struct Target {
     bool adds;
 };
 
-// Sixteen outputs of a row, from `first` on. One function for all, so that they round alike.
+// A row's outputs of a block, from `first` on. One function for all, so that they round alike.
 __attribute__((noinline)) inline void put(const Matrix& m, const Rows& rows, int64_t row,
-                                          int64_t first, Floats y, const Target& target) {
-    const int64_t left = m.num_outputs - first;
-    float* out = target.data + row * target.stride + first;
-    if (m.kind == INT8) y *= load(m.scales + first, left) * rows.scales[row].inverse;
-    if (m.bias) y += load(m.bias + first, left);
-    if (target.adds) y += load(out, left);
-    store(out, y, left);
+                                          int64_t first, int64_t units, const Floats* block,
+                                          const Target& target) {
+    float* out = target.data + row * target.stride;
+    for (int64_t i = 0; i < units; ++i, first += UNIT) {
+        const int64_t left = m.num_outputs - first;
+        Floats y = block[i * GROUP];
+        if (m.kind == INT8) y *= load(m.scales + first, left) * rows.scales[row].inverse;
+        if (m.bias) y += load(m.bias + first, left);
+        if (target.adds) y += load(out + first, left);
+        store(out + first, y, left);
+    }
 }
 
-// A unit of outputs of some rows of a group, as the products leave them.
-inline void put_unit(const Matrix& m, const Rows& rows, int64_t row, int64_t count, int64_t first,
-                     const float* unit, const Target& target) {
+// A unit of outputs, as the products leave it, becomes the rows of a group.
+inline void turn(const float* unit, int64_t count, Floats* rows) {
 #ifdef __AVX512F__
     if (count > FEW) {
-        Floats columns[UNIT];
-        std::memcpy(columns, unit, sizeof columns);
-        transpose(columns);
-        for (int64_t r = 0; r < count; ++r) put(m, rows, row + r, first, columns[r], target);
-        return;
+        std::memcpy(rows, unit, UNIT * GROUP * sizeof *unit);
+        return transpose(rows);
     }
 #endif
-    for (int64_t r = 0; r < count; ++r) {
-        Floats column;
-        for (int64_t i = 0; i < UNIT; ++i) column[i] = unit[i * GROUP + r];
-        put(m, rows, row + r, first, column, target);
-    }
+    for (int64_t r = 0; r < count; ++r)
+        for (int64_t i = 0; i < UNIT; ++i) rows[r][i] = unit[i * GROUP + r];
 }
 
 // A block of outputs, for all rows.
@@ -258,8 +255,10 @@ inline void multiply_block(const Matrix& m, int64_t block, const Rows& rows, con
 #endif
             for (int64_t i = 0; i < units; ++i)
                 unit_by_vectors(m, first + i, group, count, out + i * UNIT * GROUP, ahead);
-        for (int64_t i = 0; i < units; ++i)
-            put_unit(m, rows, row, count, (first + i) * UNIT, out + i * UNIT * GROUP, target);
+        Floats turned[UNITS * GROUP];
+        for (int64_t i = 0; i < units; ++i) turn(out + i * UNIT * GROUP, count, turned + i * GROUP);
+        for (int64_t r = 0; r < count; ++r)
+            put(m, rows, row + r, block * BLOCK, units, turned + r, target);
     }
 }
 
