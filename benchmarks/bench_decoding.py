@@ -20,6 +20,7 @@ from decoders import (
     OURS_INT8,
     OURS_STEP,
     OURS_TORCH,
+    PIECE,
     TRANSFORMER,
     Decoder,
     decoders,
@@ -43,7 +44,8 @@ NOTES = (
     "A step writes one token in each row. GB/s: the weights, and all that is read, once a step. "
     "share: of the rate at which torch sums a large tensor in this run; above 100 where weights "
     "stay in the processor's cache, or are read faster than that.",
-    "prefill ends in the logits after the last token only, on all sides.",
+    "prefill ends in the logits after the last token only, on all sides; the decoders read it in "
+    f"pieces of {PIECE}, as a server does, ours, step in larger ones.",
 )
 DECODE_COLUMNS = {
     "contender": "contender",
@@ -209,9 +211,9 @@ def ratios(rows: Sequence[Row]) -> list[Ratio]:
     def decode_ms(contender: str, context: int, batch_size: int = 1) -> float | None:
         return ms(contender, num_tokens_before=context, batch_size=batch_size)
 
-    def prefill(rival: str, dtype: str, at_least: float | None = None) -> Ratio:
-        theirs, ours = (ms(name, dtype, num_tokens=PROMPT) for name in (rival, OURS_STEP))
-        name = f"prefill speed {dtype}, {PROMPT} tokens: ours / {rival}"
+    def prefill(one: str, rival: str, dtype: str, at_least: float | None = None) -> Ratio:
+        theirs, ours = (ms(name, dtype, num_tokens=PROMPT) for name in (rival, one))
+        name = f"prefill speed {dtype}, {PROMPT} tokens: {one} / {rival}"
         return Ratio(name, quotient(theirs, ours), at_least=at_least)
 
     def decode(
@@ -237,9 +239,10 @@ def ratios(rows: Sequence[Row]) -> list[Ratio]:
         *(decode(TRANSFORMER, context) for context in (512, 8192, 32768)),
         decode(OURS_TORCH, 512),
         decode(OURS_TORCH, 512, 16),
-        prefill(TRANSFORMER, "bf16", at_least=4),
-        prefill(LLAMA, "bf16", at_least=4),
-        *(prefill(rival, "fp32") for rival in (TRANSFORMER, LLAMA)),
+        prefill(OURS_STEP, TRANSFORMER, "bf16", at_least=4),
+        prefill(OURS_STEP, LLAMA, "bf16", at_least=4),
+        *(prefill(OURS_STEP, rival, "fp32") for rival in (TRANSFORMER, LLAMA)),
+        *(prefill(OURS, LLAMA, dtype) for dtype in ("bf16", "fp32")),
     ]
 
 

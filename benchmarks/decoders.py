@@ -88,6 +88,8 @@ class Decoder:
         return total
 
 
+PIECE = 256  # tokens of a prompt that a server reads at a time
+
 Make = Callable[[ModelConfig, torch.dtype], Decoder]
 
 
@@ -135,14 +137,24 @@ def _decoder(
     ours = decoding.Decoder(model, kernel=kernel, int8=int8)
 
     def begin(batch_size: int, num_before: int, room: int) -> Session:
-        state, rows = _state(model, batch_size, num_before), torch.arange(batch_size)
+        state, rows = ours.new_state(batch_size), torch.arange(batch_size)
+        filled = _state(model, batch_size, num_before)
+        for layer, numbers in zip(state.layers, filled.layers, strict=True):
+            layer.copy_(numbers)
+        state.position.copy_(filled.position)
         return Session(
             lambda tokens: ours.step_(tokens, state, rows),
             _first_tokens(batch_size),
             state.num_bytes,
         )
 
-    return Decoder(name, dtype, model, begin, matrix_bytes=1 if int8 else None)
+    def read(tokens: Tensor) -> Tensor:
+        state, logits = ours.new_state(1), torch.empty(0)
+        for piece in tokens[0].split(PIECE):
+            logits = ours.step_(piece, state, torch.tensor([0]), [len(piece)])
+        return logits
+
+    return Decoder(name, dtype, model, begin, read, matrix_bytes=1 if int8 else None)
 
 
 def _int8(config: ModelConfig, dtype: torch.dtype) -> Decoder:

@@ -146,13 +146,22 @@ def choose(logits: Tensor, params: Sequence[SamplingParams], uniform: Tensor) ->
     Returns [B] int64.
     """
     logits = logits.float()
-    chosen = logits.argmax(dim=-1)
-    drawing = [row for row, each in enumerate(params) if each.temperature > 0]
+    chosen = torch.empty(len(params), dtype=torch.int64, device=logits.device)
+    greedy, drawing = (
+        [row for row, each in enumerate(params) if (each.temperature > 0) is draws]
+        for draws in (False, True)
+    )
+    if greedy:
+        chosen[greedy] = _rows(logits, greedy).argmax(dim=-1)
     if drawing:
-        rows = torch.tensor(drawing, device=logits.device)
-        probabilities = _probabilities(logits[rows], [params[row] for row in drawing])
-        chosen[rows] = _draw(probabilities, uniform[rows])
+        probabilities = _probabilities(_rows(logits, drawing), [params[row] for row in drawing])
+        chosen[drawing] = _draw(probabilities, _rows(uniform, drawing))
     return chosen
+
+
+def _rows(x: Tensor, rows: list[int]) -> Tensor:
+    """Rows of x, in rising order; no copy where they are all."""
+    return x if len(rows) == len(x) else x[rows]
 
 
 def _draw(weights: Tensor, uniform: Tensor) -> Tensor:

@@ -248,7 +248,7 @@ class Engine:
 
     def _choose(self, jobs: Sequence[Job], logits: Tensor) -> list[Output]:
         """The next token of each job, from logits [B, vocab_size]."""
-        are_numbers = logits.isfinite().all(dim=-1).tolist()
+        are_numbers = logits.sum(dim=-1).isfinite().tolist()
         params = [job.request.params for job in jobs]
         draws = [
             torch.rand((), dtype=torch.float64, generator=job.generator).item()

@@ -14,6 +14,8 @@ class StatePool:
     def __init__(self, state: RetNetState) -> None:
         self.state = state
         self.num_slots = len(state.position)
+        for layer in state.layers:
+            layer.zero_()  # which takes the memory now, not when the first requests come
         self._free = list(reversed(range(self.num_slots)))
 
     @property
