@@ -74,7 +74,7 @@ struct Room {
         take(mixed, count * rounded_up(values, LANES));
         take(up, count * hidden);
         take(active, count * rounded_up(m.ffn_size, LANES));
-        take(turns, count * m.key_size);
+        take(turns, count * 2 * m.key_size);
         take(scales, count * m.num_heads);
         take(rows.scales, count);
         take(rows.data, rounded_up(count, GROUP) * 4 * rounded_up(most_inputs(m), INPUTS));
@@ -207,11 +207,15 @@ class Step {
                        : static_cast<const float*>(m_.embedding)[first + i];
         if (m_.embedding_norm.size) apply_norm(m_.embedding_norm, x, x);
         const auto position = static_cast<double>(positions_[token]);
-        float* turns = room_.turns + token * m_.key_size;
-        for (int64_t j = 0; j < m_.key_size / 2; ++j) {
+        const int64_t keys = m_.key_size, half = keys / 2;
+        float *cosines = room_.turns + token * 2 * keys, *sines = cosines + keys;
+        for (int64_t j = 0; j < half; ++j) {
+            const int64_t a = m_.pairs_are_halves ? j : 2 * j;
+            const int64_t b = m_.pairs_are_halves ? j + half : 2 * j + 1;
             const double angle = position * m_.frequencies[j];
-            turns[2 * j] = static_cast<float>(std::cos(angle));
-            turns[2 * j + 1] = static_cast<float>(std::sin(angle));
+            cosines[a] = cosines[b] = static_cast<float>(std::cos(angle));
+            sines[b] = static_cast<float>(std::sin(angle));
+            sines[a] = -sines[b];
         }
         for (int64_t head = 0; head < m_.num_heads; ++head) {
             const double lg = m_.log_decay[head], count = position + 1;
@@ -220,14 +224,21 @@ class Step {
         }
     }
 
+    // Pairs of numbers turned by their angles: each times its cosine, and its partner's sine.
     void rotate(const float* x, const float* turns, float scale, float* out) const {
-        const int64_t half = m_.key_size / 2;
-        for (int64_t j = 0; j < half; ++j) {
-            const int64_t a = m_.pairs_are_halves ? j : 2 * j;
-            const int64_t b = m_.pairs_are_halves ? j + half : 2 * j + 1;
-            const float cosine = turns[2 * j] * scale, sine = turns[2 * j + 1] * scale;
-            out[a] = x[a] * cosine - x[b] * sine;
-            out[b] = x[a] * sine + x[b] * cosine;
+        const int64_t keys = m_.key_size, half = keys / 2;
+        const float* sines = turns + keys;
+        if (m_.pairs_are_halves) {
+            for (int64_t i = 0; i < half; ++i) out[i] = x[i + half] * sines[i];
+            for (int64_t i = half; i < keys; ++i) out[i] = x[i - half] * sines[i];
+            for (int64_t i = 0; i < keys; ++i) out[i] = (x[i] * turns[i] + out[i]) * scale;
+            return;
+        }
+        for (int64_t i = 0; i < keys; i += LANES) {
+            const int64_t left = keys - i;
+            const Floats y = load(x + i, left), turned = with_neighbours_swapped(y);
+            const Floats sum = y * load(turns + i, left) + turned * load(sines + i, left);
+            store(out + i, sum * scale, left);
         }
     }
 
@@ -246,7 +257,7 @@ class Step {
         const int64_t keys = m_.key_size, values = m_.value_size;
         const int64_t columns = values + (m_.score_norm == PAPER);
         const float* merged = room_.merged + token * room_.wide;
-        const float* turns = room_.turns + token * keys;
+        const float* turns = room_.turns + token * 2 * keys;
         static thread_local std::vector<float> own;
         own.resize(2 * keys + 2 * rounded_up(columns, LANES));
         float *q = own.data(), *k = q + keys, *v = k + keys, *out = v + rounded_up(columns, LANES);

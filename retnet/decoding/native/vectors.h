@@ -18,6 +18,7 @@ typedef uint16_t Halves __attribute__((vector_size(32)));
 typedef int16_t Shorts __attribute__((vector_size(32)));
 typedef int8_t Bytes __attribute__((vector_size(16)));
 typedef uint32_t Words __attribute__((vector_size(64)));
+typedef uint64_t Pairs __attribute__((vector_size(64)));
 
 inline int64_t rounded_up(int64_t n, int64_t multiple) {
     return (n + multiple - 1) / multiple * multiple;
@@ -68,6 +69,15 @@ inline uint16_t as_bf16(float x) {
     std::memcpy(&bits, &x, sizeof bits);
     if (x != x) return 0x7fc0;
     return static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+// Of each pair of numbers the second one first.
+inline Floats with_neighbours_swapped(Floats x) {
+    Pairs pairs;
+    std::memcpy(&pairs, &x, sizeof x);
+    pairs = pairs << 32 | pairs >> 32;
+    std::memcpy(&x, &pairs, sizeof x);
+    return x;
 }
 
 // Halves on halves.
