@@ -1,4 +1,5 @@
-"""Connections whose requests begin with heads that are too long or too slow: they are closed."""
+"""Connections: those whose requests begin with heads that are too long or too slow are closed, and
+nothing is kept of those that are gone."""
 
 import asyncio
 from typing import Any
@@ -25,6 +26,8 @@ def bounded(timeout_s: float) -> type[HttpToolsProtocol]:
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._stop_waiting()
+            # Uvicorn's own timer, too: it leaves that where a client has reset the connection.
+            self._unset_keepalive_if_required()
             super().connection_lost(exc)
 
         def on_message_begin(self) -> None:

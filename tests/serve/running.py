@@ -84,14 +84,16 @@ def started(
     *,
     headers: dict[str, str] | None = None,
     start_s: float = START_S,
+    program: Sequence[str] = ("-m", "retnet"),
 ) -> Iterator[RunningServer]:
     """A server of a model, ready, in a process group of its own; it is ended afterwards if it
     hasn't.
 
     headers: of all requests.
     start_s: how long it may take to be ready.
+    program: what Python runs.
     """
-    command = [sys.executable, "-m", "retnet", "serve", "--model", str(model), "--port", "0"]
+    command = [sys.executable, *program, "serve", "--model", str(model), "--port", "0"]
     process = subprocess.Popen(
         [*command, *arguments],
         stderr=subprocess.PIPE,
