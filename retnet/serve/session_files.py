@@ -8,6 +8,7 @@ import io
 import logging
 import os
 import re
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -155,7 +156,7 @@ class SessionFiles:
             )
         path = self._path(session_id)
         try:
-            replace_files({path: lambda aside: aside.write_bytes(data)})
+            replace_files({Path(path): lambda aside: aside.write_bytes(data)})
         except OSError as error:
             raise SessionStorageError(session_id, error.strerror or error) from error
         with self._opened(session_id) as file:
@@ -164,24 +165,26 @@ class SessionFiles:
     def delete(self, session_id: str) -> None:
         """Remove a session."""
         try:
-            self._path(session_id).unlink()
+            os.unlink(self._path(session_id))
         except FileNotFoundError:
             raise _unknown(session_id) from None
         except OSError as error:
             raise SessionStorageError(session_id, error.strerror or error) from error
 
-    def _path(self, session_id: str) -> Path:
+    def _path(self, session_id: str) -> str:
+        """No Path, which has Python intern each name: interning very many, Python lays its table of
+        4 MB anew now and then, in whichever thread, and each thread's heap keeps such a hole."""
         name = re.sub("[A-Z]", lambda capital: f"={capital[0].lower()}", session_id)
-        return self._directory / (name + _ENDING)
+        return os.path.join(self._directory, name + _ENDING)
 
     @contextmanager
     def _opened(self, session_id: str) -> Iterator[BinaryIO]:
         """A session's file, to be read. What is no file but a pipe, say, isn't opened."""
         path = self._path(session_id)
         try:
-            if not path.is_file():
+            if not stat.S_ISREG(os.stat(path).st_mode):
                 raise _unknown(session_id)
-            file = path.open("rb")
+            file = open(path, "rb")  # noqa: SIM115, it is closed below
         except FileNotFoundError:
             raise _unknown(session_id) from None
         except OSError as error:
