@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from math import isfinite, prod
 from typing import Any, Literal, TypeGuard, get_args
 
+MixerKind = Literal["retention", "attention", "linear", "rwkv", "h3", "hyena"]
 DecayRule = Literal["equation8", "linspace", "wide", "none"]
 ScoreNorm = Literal["none", "decay", "paper"]
 NormKind = Literal["layernorm", "rmsnorm"]
@@ -40,15 +41,21 @@ class ModelConfig:
     Legend of shapes, used everywhere: B batch, T tokens of this call, H heads, K key size per head,
         V value size per head, D model width, L layers.
 
+    A block's token mixer can be another than retention, for comparison at equal parameters; then
+    the feed forward takes 8 of the 12 d_model^2, and what is said of decay and norms of retention's
+    heads does not apply.
+
     Attributes:
+        mixer: "retention"; or its rivals, see `retnet.mixers`: "attention", softmax attention;
+            "linear", Linear Transformer; "rwkv", RWKV-4's time mixing; "h3"; "hyena".
         vocab_size: number of token ids; 259 is the byte tokenizer's (256 bytes and pad, bos, eos).
         d_model: D, width of the residual stream.
         num_layers: L, the number of blocks.
         num_heads: H, the number of retention heads, each with its own decay.
         key_size: K; 0 for D / H.
-        value_size: V; 0 for 2 K (paper, section 3.1).
+        value_size: V; 0 for 2 K (paper, section 3.1), for K beside other mixers.
         ffn_size: hidden width of the feed forward; 0 for 2 D (gelu) or as many parameters in
-            4/3 D, rounded to a multiple of 8 (swiglu, geglu).
+            4/3 D, rounded to a multiple of 8 (swiglu, geglu); beside other mixers twice that.
         decay: gamma per head. "equation8": 1 - 2^(-5-h); "linspace": 1 - exp(linspace(log 1/32,
             log 1/512, H)), the rule of the paper's language models; "wide": the same from 1/2, for
             bytes, where the last few tokens matter most; "none": 1; or a list of H gammas in
@@ -73,6 +80,7 @@ class ModelConfig:
         dropout: probability, on the output of each half of a block.
     """
 
+    mixer: MixerKind = "retention"
     vocab_size: int = 259
     d_model: int = 256
     num_layers: int = 4
@@ -107,12 +115,14 @@ class ModelConfig:
             )
             object.__setattr__(self, "key_size", self.d_model // self.num_heads)
         if not self.value_size:
-            object.__setattr__(self, "value_size", 2 * self.key_size)
+            wide = 2 if self.mixer == "retention" else 1
+            object.__setattr__(self, "value_size", wide * self.key_size)
         if not self.ffn_size:
+            times = 1 if self.mixer == "retention" else 2
             width = (
-                2 * self.d_model
+                2 * times * self.d_model
                 if self.feed_forward == "gelu"
-                else 8 * max(1, round(self.d_model / 6))
+                else 8 * max(1, round(times * self.d_model / 6))
             )
             object.__setattr__(self, "ffn_size", width)
         _require(
@@ -168,16 +178,28 @@ class ModelConfig:
         )
         object.__setattr__(self, "decay", tuple(map(float, gammas)))
 
+    def require_retention(self, what: str) -> None:
+        """ValueError for a model with another mixer, which is no thing for `what`."""
+        _require(
+            self.mixer == "retention",
+            f"{what} needs a model whose mixer is retention, got {self.mixer!r}",
+        )
+
     @property
     def layer_parameters(self) -> int:
         """Parameters of one block's projections: 12 d_model^2 with the paper's allocation."""
         keys, values = self.num_heads * self.key_size, self.num_heads * self.value_size
+        if self.mixer in ("retention", "attention", "linear"):
+            mixing = self.d_model * (2 * keys + (3 if self.mixer == "retention" else 2) * values)
+        else:
+            mixing = 4 * self.d_model**2
         matrices = 2 if self.feed_forward == "gelu" else 3
-        return self.d_model * (2 * keys + 3 * values + matrices * self.ffn_size)
+        return mixing + matrices * self.d_model * self.ffn_size
 
     @property
     def state_shape(self) -> tuple[int, int, int]:
-        """[H, K, V] of one layer's recurrent state for one sequence, as the layer keeps it."""
+        """[H, K, V] of one layer's recurrent state for one sequence, as retention keeps it."""
+        self.require_retention("the shape of its state")
         return self.num_heads, self.key_size, self.value_size + (self.score_norm == "paper")
 
     @property
@@ -207,6 +229,7 @@ class ModelConfig:
 _SWITCHES = ("head_norm_affine", "ffn_norm", "embedding_norm", "bias", "tie_embeddings")
 
 _CHOICES: dict[str, Any] = {
+    "mixer": MixerKind,
     "decay": DecayRule,
     "score_norm": ScoreNorm,
     "head_norm": NormKind,

@@ -103,12 +103,15 @@ class FeedForward(nn.Module):
 
 
 class RetNetBlock(nn.Module):
-    """Y = mixer(norm(X)) + X, then feed_forward(norm(Y)) + Y (Eq. 9). The mixer is retention."""
+    """Y = mixer(norm(X)) + X, then feed_forward(norm(Y)) + Y (Eq. 9).
 
-    def __init__(self, config: ModelConfig) -> None:
+    mixer: None for retention; or what is compared with it, called as mixer(x, context, state).
+    """
+
+    def __init__(self, config: ModelConfig, mixer: nn.Module | None = None) -> None:
         super().__init__()
         self.mixer_norm = make_norm(config.norm, config.d_model, config.norm_eps)
-        self.mixer = MultiScaleRetention(config)
+        self.mixer = MultiScaleRetention(config) if mixer is None else mixer
         self.feed_forward_norm = make_norm(config.norm, config.d_model, config.norm_eps)
         self.feed_forward = FeedForward(config)
         self.dropout = nn.Dropout(config.dropout)

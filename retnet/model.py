@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from retnet.config import ModelConfig
 from retnet.layers import RetNetBlock, make_norm
+from retnet.mixers import Mixer, make_mixer
 from retnet.ops import retention_chunkwise
 from retnet.position import Retention, TokenContext, make_context, token_positions
 
@@ -19,7 +20,7 @@ class RetNetState:
     """All that a RetNet remembers of the tokens it has read: a value, never changed in place.
 
     layers: L tensors [B, H, K, V], fp32 (fp64 for an fp64 model); with score_norm "paper" one value
-        column more.
+        column more; with another mixer what that says, [B, ...].
     position: [B] int64, how many tokens each row has read.
     """
 
@@ -39,8 +40,8 @@ class RetNetState:
 
     def cleared(self, rows: Tensor) -> "RetNetState":
         """The state with some rows, [B] bool, as if they had read nothing."""
-        kept = ~rows[:, None, None, None]
-        return RetNetState(tuple(layer * kept for layer in self.layers), self.position * ~rows)
+        kept = tuple(layer * ~rows.view(-1, *[1] * (layer.dim() - 1)) for layer in self.layers)
+        return RetNetState(kept, self.position * ~rows)
 
     def detached(self) -> "RetNetState":
         """The state without the graph that made it."""
@@ -75,7 +76,9 @@ class RetNetBackbone(nn.Module):
         self.embedding_norm = None
         if config.embedding_norm:
             self.embedding_norm = make_norm(config.norm, config.d_model, config.norm_eps)
-        self.layers = nn.ModuleList(RetNetBlock(config) for _ in range(config.num_layers))
+        self.layers = nn.ModuleList(
+            RetNetBlock(config, make_mixer(config, layer)) for layer in range(config.num_layers)
+        )
         self.norm = make_norm(config.norm, config.d_model, config.norm_eps)
         self.gradient_checkpointing = False
 
@@ -223,6 +226,9 @@ def initialise_(model: nn.Module, generator: torch.Generator | None = None) -> N
     """Draw the initial weights of a RetNet or of a part of one; see `initialise_parameter_`."""
     for name, parameter in model.named_parameters():
         initialise_parameter_(name, parameter, generator)
+    for module in model.modules():
+        if isinstance(module, Mixer):
+            module.initialise_(generator)
 
 
 @torch.no_grad()
@@ -233,7 +239,8 @@ def initialise_parameter_(
     release (the paper gives no constants).
 
     | embeddings, output head            | normal, standard deviation D^-0.5 |
-    | query, key, value, gate            | Xavier uniform, gain 2^-2.5       |
+    | query, key, value, gate, and what  | Xavier uniform, gain 2^-2.5       |
+    |   other mixers have in their place |                                   |
     | retention output                   | Xavier uniform, gain 1            |
     | feed forward                       | uniform, +- fan_in^-0.5           |
     | norms: weight, bias; other biases  | 1, 0; 0                           |
@@ -244,7 +251,7 @@ def initialise_parameter_(
     elif kind in ("up_proj", "gate_proj", "down_proj"):
         bound = parameter.shape[1] ** -0.5
         parameter.uniform_(-bound, bound, generator=generator)
-    elif kind in ("q_proj", "k_proj", "v_proj", "g_proj", "out_proj"):
+    elif kind in ("q_proj", "k_proj", "v_proj", "g_proj", "r_proj", "in_proj", "out_proj"):
         gain = 1.0 if kind == "out_proj" else 2**-2.5
         nn.init.xavier_uniform_(parameter, gain, generator=generator)
     else:

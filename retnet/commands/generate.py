@@ -163,6 +163,8 @@ def _report(model: "RetNet", counted: _Counting, first_s: float, total_s: float)
     if counted.num_written > 1:
         rate = (counted.num_written - 1) / (total_s - first_s)
         written += f" ({rate:,.0f} a second)"
+    if model.config.mixer != "retention":
+        return f"{read}, {written}"
     state = bytes_text(4 * model.config.state_numbers)
     return f"{read}, {written}; state {state}, whatever the length"
 

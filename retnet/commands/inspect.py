@@ -18,11 +18,18 @@ _WINDOW_WEIGHT = 0.01
 
 _PART_OF_MODULE = {
     "embed_tokens": "embedding",
-    "q_proj": "retention: queries, keys, values",
-    "k_proj": "retention: queries, keys, values",
-    "v_proj": "retention: queries, keys, values",
-    "g_proj": "retention: gate",
-    "out_proj": "retention: output",
+    "q_proj": "mixer: queries, keys, values",
+    "k_proj": "mixer: queries, keys, values",
+    "v_proj": "mixer: queries, keys, values",
+    "in_proj": "mixer: queries, keys, values",
+    "g_proj": "mixer: gate",
+    "r_proj": "mixer: gate",
+    "out_proj": "mixer: output",
+    "mixer": "mixer: filters and decays",
+    "filter_in": "mixer: filters and decays",
+    "filter_hidden": "mixer: filters and decays",
+    "filter_last": "mixer: filters and decays",
+    "filter_out": "mixer: filters and decays",
     "up_proj": "feed forward",
     "gate_proj": "feed forward",
     "down_proj": "feed forward",
@@ -53,12 +60,16 @@ def _show(name: str, config: ModelConfig) -> None:
 
     console = Console(highlight=False)
     console.print(
-        f"[bold]{name}[/bold]: {config.num_layers} layers, width {config.d_model}, "
+        f"[bold]{name}[/bold]: {config.num_layers} layers of {config.mixer}, width "
+        f"{config.d_model}, "
         f"{config.num_heads} heads with keys of {config.key_size} and values of "
         f"{config.value_size}, feed forward of {config.ffn_size} ({config.feed_forward}), "
         f"vocabulary of {config.vocab_size:,}"
     )
-    for table in (_parameter_table(config), _cost_table(config), _head_table(config)):
+    tables = [_parameter_table(config)]
+    if config.mixer == "retention":
+        tables += [_cost_table(config), _head_table(config)]
+    for table in tables:
         console.print()
         console.print(table)
 
@@ -74,7 +85,7 @@ def parameters_by_part(config: ModelConfig) -> dict[str, int]:
     counts: Counter[str] = Counter()
     for name, parameter in model.named_parameters():
         module, kind = name.split(".")[-2:]
-        part = _PART_OF_MODULE.get(module, "norms") if kind == "weight" else "biases"
+        part = "biases" if kind == "bias" else _PART_OF_MODULE.get(module, "norms")
         counts["norms" if module.endswith("norm") else part] += parameter.numel()
     order = [*_PART_OF_MODULE.values(), "norms", "biases"]
     return dict(sorted(counts.items(), key=lambda item: order.index(item[0])))

@@ -156,6 +156,7 @@ class Decoder:
 def _check_model(model: RetNet) -> None:
     if model.training:
         raise ValueError("model must not be training; call model.eval() first")
+    model.config.require_retention("a decoder")
     dtypes = {parameter.dtype for parameter in model.parameters()}
     if len(dtypes) > 1 or not dtypes <= LEAST_ROWS.keys():
         raise ValueError(

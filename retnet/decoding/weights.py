@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from retnet.decoding.large_pages import LargePages, are_large
-from retnet.layers import RetNetBlock
+from retnet.layers import MultiScaleRetention, RetNetBlock
 from retnet.model import RetNet
 
 
@@ -77,7 +77,7 @@ class _Merger:
 
     def layer_(self, layer: nn.Module) -> LayerWeights:
         """Those of a block."""
-        assert isinstance(layer, RetNetBlock)
+        assert isinstance(layer, RetNetBlock) and isinstance(layer.mixer, MultiScaleRetention)
         mixer, feed_forward = layer.mixer, layer.feed_forward
         gates = [] if feed_forward.gate_proj is None else [feed_forward.gate_proj]
         return LayerWeights(

@@ -37,6 +37,7 @@ class RetNetConfig(PreTrainedConfig):
         "tie_word_embeddings": "tie_embeddings",
     }
 
+    mixer: str = "retention"
     vocab_size: int = 259
     d_model: int = 256
     num_layers: int = 4
@@ -80,7 +81,9 @@ class RetNetConfig(PreTrainedConfig):
 
     def to_model_config(self) -> ModelConfig:
         """The model's own part, checked: ValueError where the fields don't fit together."""
-        return ModelConfig.from_dict({name: getattr(self, name) for name in _MODEL_FIELDS})
+        config = ModelConfig.from_dict({name: getattr(self, name) for name in _MODEL_FIELDS})
+        config.require_retention("Hugging Face's interface")
+        return config
 
     @classmethod
     def from_dict(cls, config_dict: Mapping[str, Any], **kwargs: Any) -> Any:

@@ -76,6 +76,8 @@ class ParallelConfig:
             f"context must be a multiple of sequence {self.sequence}, got {context}; "
             "change one of them",
         )
+        if self.tensor > 1 or self.sequence > 1:
+            model.require_retention("tensor or sequence above 1")
         for name in ("num_heads", "ffn_size"):
             size = getattr(model, name)
             _require(

@@ -47,7 +47,7 @@ def split_heads_(model: RetNet, mesh: DeviceMesh) -> None:
     heads = config.num_heads // size
     own = slice(mesh.get_local_rank() * heads, (mesh.get_local_rank() + 1) * heads)
     for block in model.backbone.layers:
-        assert isinstance(block, RetNetBlock)
+        assert isinstance(block, RetNetBlock) and isinstance(block.mixer, MultiScaleRetention)
         _split_mixer_(block.mixer, mesh, own)
         _split_feed_forward_(block.feed_forward, mesh)
 

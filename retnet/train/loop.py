@@ -151,6 +151,9 @@ def _learner(
 
 def _fitting_data(model_config: ModelConfig, config: TrainConfig, world: World) -> TokenData:
     """The data of a run; ValueError where they, the model and the processes don't go together."""
+    for name, is_on in (("carry_state", config.carry_state), ("log.norms", config.log.norms)):
+        if is_on:
+            model_config.require_retention(name)
     config.parallel.check(
         model_config,
         num_processes=world.size,

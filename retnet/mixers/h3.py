@@ -1,0 +1,124 @@
+"""H3: two state space models in place of attention."""
+
+from math import pi
+
+import torch
+from torch import Tensor, nn
+
+from retnet.config import ModelConfig
+from retnet.mixers.base import Mixer, refuse, with_last
+from retnet.mixers.convolution import causal_convolution
+from retnet.ops.reference import accumulation_dtype
+from retnet.position import TokenContext
+
+HEAD_SIZE = 8  # the paper's
+STATE_SIZE = 64
+
+
+class H3(Mixer):
+    """q . ssm_diagonal(ssm_shift(k) v^T) in heads of 8, between four projections.
+
+    (Fu et al. 2022, arXiv 2212.14052, Algorithm 1.) The shift model is a learned filter over the
+    last 64 tokens of each channel. The diagonal one is S4D's (arXiv 2206.11893): 32 complex numbers
+    for each number of k v^T, with decays and frequencies that the numbers of a head share. Both
+    have a path past their state. In training they are convolutions, in steps recurrences.
+
+    The state is [B, 63 D + H 64 64] fp32: the last 63 keys, and the diagonal model's numbers.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width = config.d_model
+        if width % HEAD_SIZE:
+            raise ValueError(f"d_model must be a multiple of {HEAD_SIZE} for h3, got {width}")
+        self._heads, pairs = width // HEAD_SIZE, STATE_SIZE // 2
+        self.q_proj = nn.Linear(width, width, bias=config.bias)
+        self.k_proj = nn.Linear(width, width, bias=config.bias)
+        self.v_proj = nn.Linear(width, width, bias=config.bias)
+        self.out_proj = nn.Linear(width, width, bias=config.bias)
+        self.shift = nn.Parameter(torch.empty(width, STATE_SIZE))
+        self.shift_skip = nn.Parameter(torch.empty(width))
+        self.log_step = nn.Parameter(torch.empty(self._heads))
+        self.log_decay = nn.Parameter(torch.empty(self._heads, pairs))
+        self.frequency = nn.Parameter(torch.empty(self._heads, pairs))
+        self.read_out = nn.Parameter(torch.empty(self._heads, pairs, 2))
+        self.skip = nn.Parameter(torch.empty(self._heads))
+
+    @torch.no_grad()
+    def initialise_(self, generator: torch.Generator | None = None) -> None:
+        """S4D-Lin: A = -1/2 + i pi n, steps from 0.001 to 0.1."""
+        low, high = (torch.log(torch.tensor(step)) for step in (0.001, 0.1))
+        self.log_step.uniform_(0, 1, generator=generator).mul_(high - low).add_(low)
+        self.log_decay.fill_(-0.6931471805599453)  # log 1/2
+        self.frequency.copy_(pi * torch.arange(self.frequency.shape[1]).expand_as(self.frequency))
+        self.read_out.normal_(0, 0.5**0.5, generator=generator)
+        self.shift.normal_(0, STATE_SIZE**-0.5, generator=generator)
+        for skip in (self.skip, self.shift_skip):
+            skip.normal_(0, 1, generator=generator)
+
+    def forward(
+        self, x: Tensor, context: TokenContext, state: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """See `Mixer`."""
+        refuse("segment_ids", "H3's filters reach over documents' ends", context.segment_ids)
+        if context.mask is not None:
+            x = x.masked_fill(~context.mask[..., None], 0)
+        dtype = accumulation_dtype(x.dtype)
+        q, k, v = (project(x).to(dtype) for project in (self.q_proj, self.k_proj, self.v_proj))
+        keys, numbers = self._split(state)
+        k, keys = self._shifted(k, keys)
+        if context.mask is not None:
+            k = k.masked_fill(~context.mask[..., None], 0)
+        q, k, v = (y.unflatten(-1, (self._heads, HEAD_SIZE)) for y in (q, k, v))
+        outer = torch.einsum("bthi,bthj->bhijt", k, v)
+        mixed, numbers = self._diagonal(outer, numbers)
+        y = torch.einsum("bthi,bhijt->bthj", q, mixed).flatten(2)
+        after = torch.cat([keys.flatten(1), torch.view_as_real(numbers).flatten(1)], dim=1)
+        return self.out_proj(y.to(x.dtype)), after
+
+    def _split(self, state: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """The last keys [B, 63, D], and the diagonal model's numbers [B, H, 8, 8, 32] complex."""
+        if state is None:
+            return None, None
+        count = (STATE_SIZE - 1) * self._heads * HEAD_SIZE
+        keys = state[:, :count].unflatten(1, (STATE_SIZE - 1, -1))
+        shape = (self._heads, HEAD_SIZE, HEAD_SIZE, STATE_SIZE // 2, 2)
+        return keys, torch.view_as_complex(state[:, count:].unflatten(1, shape).contiguous())
+
+    def _shifted(self, k: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor]:
+        """k [B, T, D] filtered, and the last 63 of them as they came."""
+        longer = with_last(k, before, STATE_SIZE - 1)
+        filtered = torch.nn.functional.conv1d(
+            longer.transpose(1, 2), self.shift.to(k.dtype).flip(1)[:, None], groups=k.shape[2]
+        )
+        return filtered.transpose(1, 2) + self.shift_skip * k, longer[:, -(STATE_SIZE - 1) :]
+
+    def _powers(self, length: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """exp(A step l) for l = 0..length [H, 32, length + 1], and B of the held input [H, 32]."""
+        wide = torch.complex128 if dtype == torch.float64 else torch.complex64
+        rate = torch.complex(-self.log_decay.to(dtype).exp(), self.frequency.to(dtype))
+        exponent = rate * self.log_step.to(dtype).exp()[:, None]
+        times = torch.arange(length + 1, device=rate.device, dtype=dtype)
+        powers = torch.exp(exponent[..., None] * times).to(wide)
+        return powers, (torch.exp(exponent) - 1) / rate
+
+    def _diagonal(self, x: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The diagonal model on x [B, H, 8, 8, T], and its numbers after."""
+        length = x.shape[-1]
+        powers, hold = self._powers(length, x.dtype)
+        read = 2 * torch.view_as_complex(self.read_out.to(x.dtype).contiguous())
+        kernel = torch.einsum("hn,hnt->ht", read * hold, powers[..., :-1]).real
+        y = x * self.skip[:, None, None, None]
+        if length > 1:
+            y = y + causal_convolution(x, kernel[:, None, None])
+        else:
+            y = y + x * kernel[:, None, None]
+        after = torch.einsum(
+            "hnt,bhijt->bhijn", powers[..., :-1].flip(-1) * hold[..., None], x.to(powers.dtype)
+        )
+        if before is not None:
+            before = before.to(powers.dtype)
+            seen = torch.einsum("hnt,bhijn->bhijt", read[..., None] * powers[..., 1:], before)
+            y = y + seen.real
+            after = after + before * powers[:, None, None, :, -1]
+        return y, after

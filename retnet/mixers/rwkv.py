@@ -1,0 +1,158 @@
+"""RWKV-4's time mixing."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from retnet.config import ModelConfig
+from retnet.mixers.base import Mixer, refuse, with_last
+from retnet.ops.reference import accumulation_dtype
+from retnet.position import TokenContext
+
+_CHUNK = 16
+
+
+class RwkvTimeMixing(Mixer):
+    """W_o (sigmoid(r) . wkv): each channel's average of v_m, weighted by e^(k_m) and its own decay.
+
+    (Peng et al. 2023, arXiv 2305.13048, Eq. 11 to 19.) With w = -e^time_decay and u = time_first,
+    token m counts at token n by e^(k_m + (n - 1 - m) w), and token n itself by e^(k_n + u). r, k
+    and v come from mixtures of a token and the one before.
+
+    The state is [B, 4, D] fp32: the last x; the average so far; the logarithm of its weight, as the
+    next token sees it; and 1 where anything was read.
+    """
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self._place = layer / max(config.num_layers - 1, 1), layer / config.num_layers
+        width = config.d_model
+        self.time_decay = nn.Parameter(torch.empty(width))
+        self.time_first = nn.Parameter(torch.empty(width))
+        self.time_mix_k = nn.Parameter(torch.empty(width))
+        self.time_mix_v = nn.Parameter(torch.empty(width))
+        self.time_mix_r = nn.Parameter(torch.empty(width))
+        self.r_proj = nn.Linear(width, width, bias=False)
+        self.k_proj = nn.Linear(width, width, bias=False)
+        self.v_proj = nn.Linear(width, width, bias=False)
+        self.out_proj = nn.Linear(width, width, bias=False)
+
+    @torch.no_grad()
+    def initialise_(self, generator: torch.Generator | None = None) -> None:
+        """As the authors do: decays from slow to fast over the channels, by the layer's depth."""
+        width, (depth, share) = len(self.time_decay), self._place
+        channel = torch.arange(width, dtype=torch.float64) / max(width - 1, 1)
+        self.time_decay.copy_(-5 + 8 * channel ** (0.7 + 1.3 * depth))
+        zigzag = torch.arange(1, width + 1) % 3 - 1
+        self.time_first.copy_(torch.log(torch.tensor(0.3)) + 0.5 * zigzag)
+        place = torch.arange(width, dtype=torch.float64) / width
+        self.time_mix_k.copy_(place ** (1 - share))
+        self.time_mix_v.copy_(place ** (1 - share) + 0.3 * depth)
+        self.time_mix_r.copy_(place ** (0.5 * (1 - share)))
+
+    def forward(
+        self, x: Tensor, context: TokenContext, state: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """See `Mixer`."""
+        refuse("segment_ids", "RWKV mixes a token with the one before it", context.segment_ids)
+        if context.mask is not None:
+            x = x.masked_fill(~context.mask[..., None], 0)
+        before = with_last(x, None if state is None else state[:, :1], 1)[:, :-1]
+        r, k, v = (
+            project(x * mix + before * (1 - mix))
+            for project, mix in (
+                (self.r_proj, self.time_mix_r),
+                (self.k_proj, self.time_mix_k),
+                (self.v_proj, self.time_mix_v),
+            )
+        )
+        past = None if state is None else _Past(state[:, 1], _log_weight(state))
+        wkv, past = averages(k, v, -self.time_decay.exp(), self.time_first, past, context.mask)
+        seen = past.log_weight.isfinite()
+        log_weight = past.log_weight.masked_fill(~seen, 0)
+        last = x[:, -1].to(past.average.dtype)
+        after = torch.stack([last, past.average, log_weight, seen.to(last.dtype)], dim=1)
+        return self.out_proj(torch.sigmoid(r) * wkv.to(x.dtype)), after
+
+
+@dataclass(frozen=True)
+class _Past:
+    """What the tokens before are worth together: average [B, D], and the logarithm of its weight as
+    the next token sees it [B, D], -inf for no tokens."""
+
+    average: Tensor
+    log_weight: Tensor
+
+
+def _log_weight(state: Tensor) -> Tensor:
+    return state[:, 2].masked_fill(state[:, 3] == 0, -torch.inf)
+
+
+def averages(
+    k: Tensor,
+    v: Tensor,
+    decay: Tensor,
+    first: Tensor,
+    past: _Past | None = None,
+    mask: Tensor | None = None,
+) -> tuple[Tensor, _Past]:
+    """Each channel's weighted averages, and what the tokens are worth to those after them.
+
+    k, v: [B, T, D]; decay, first: [D], w <= 0 and u. Every average is a softmax over the tokens of
+    some chunk and the past together, so nothing overflows. Returns [B, T, D] fp32 (fp64 for fp64).
+    """
+    dtype = accumulation_dtype(k.dtype)
+    k, v, decay, first = (x.to(dtype) for x in (k, v, decay, first))
+    if past is None:
+        nothing = k.new_full((k.shape[0], k.shape[2]), -torch.inf)
+        past = _Past(torch.zeros_like(nothing), nothing)
+    parts = []
+    for start in range(0, k.shape[1], _CHUNK):
+        part = slice(start, start + _CHUNK)
+        real = None if mask is None else mask[:, part]
+        out, *after = _recomputed(
+            k[:, part], v[:, part], decay, first, past.average, past.log_weight, real
+        )
+        parts.append(out)
+        past = _Past(*after)
+    return torch.cat(parts, dim=1), past
+
+
+def _recomputed(*arguments: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """`_chunk_averages`, which keeps nothing for its backward pass but its arguments."""
+    if not torch.is_grad_enabled():
+        return _chunk_averages(*arguments)  # type: ignore[arg-type]
+    found: tuple[Tensor, Tensor, Tensor] = checkpoint(
+        _chunk_averages, *arguments, use_reentrant=False
+    )
+    return found
+
+
+def _chunk_averages(
+    k: Tensor,
+    v: Tensor,
+    decay: Tensor,
+    first: Tensor,
+    average: Tensor,
+    log_weight: Tensor,
+    mask: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The averages [B, c, D] of a chunk, and the past after it."""
+    count = k.shape[1]
+    place = torch.arange(count + 1, device=k.device)
+    # The row after the last is what the next token sees.
+    ages = place[:, None] - 1 - place[None, :count]
+    seen = k if mask is None else k.masked_fill(~mask[..., None], -torch.inf)
+    scores = seen[:, None] + ages.clamp(min=0)[..., None] * decay
+    scores = scores.masked_fill((ages < 0)[..., None], -torch.inf)
+    own = torch.eye(count + 1, count, dtype=torch.bool, device=k.device)[..., None]
+    scores = torch.where(own, k[:, None] + first, scores)
+    carried = log_weight[:, None] + place[:, None] * decay
+    scores = torch.cat([scores, carried[:, :, None]], dim=2)
+    values = torch.cat([v, average[:, None]], dim=1)
+    total = scores.logsumexp(dim=2)
+    weights = (scores - total.masked_fill(total.isinf(), 0)[:, :, None]).exp()
+    out = (weights * values[:, None]).sum(dim=2)
+    return out[:, :count], out[:, count], total[:, count]
