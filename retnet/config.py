@@ -13,6 +13,7 @@ MixerKind = Literal["retention", "attention", "linear", "rwkv", "h3", "hyena"]
 DecayRule = Literal["equation8", "linspace", "wide", "none"]
 ScoreNorm = Literal["none", "decay", "paper"]
 NormKind = Literal["layernorm", "rmsnorm"]
+HeadNormKind = Literal["layernorm", "rmsnorm", "none"]
 FeedForwardKind = Literal["gelu", "swiglu", "geglu"]
 RotaryPairing = Literal["interleaved", "halves"]
 RotaryFrequencies = Literal["torchscale", "rope"]
@@ -63,7 +64,9 @@ class ModelConfig:
         score_norm: what divides a head's output before its norm. "none": nothing; "decay":
             sqrt(Z_n) (torchscale's recurrent form); "paper": max(|row sum|, sqrt(Z_n)), the paper's
             three normalisers together.
-        head_norm: the norm over each head's V outputs, per token.
+        gate: whether a swish gate multiplies the heads' outputs. Without it parameters are allotted
+            as beside other mixers: values as wide as keys, a feed forward of 8 d_model^2.
+        head_norm: the norm over each head's V outputs, per token; "none" leaves them as they are.
         head_norm_affine: whether that norm has a weight (and a bias, for layernorm), shared by the
             heads.
         head_norm_eps: its epsilon.
@@ -90,7 +93,8 @@ class ModelConfig:
     ffn_size: int = 0
     decay: DecayRule | Sequence[float] = "linspace"
     score_norm: ScoreNorm = "none"
-    head_norm: NormKind = "layernorm"
+    gate: bool = True
+    head_norm: HeadNormKind = "layernorm"
     head_norm_affine: bool = False
     head_norm_eps: float = 1e-5
     norm: NormKind = "layernorm"
@@ -115,10 +119,10 @@ class ModelConfig:
             )
             object.__setattr__(self, "key_size", self.d_model // self.num_heads)
         if not self.value_size:
-            wide = 2 if self.mixer == "retention" else 1
+            wide = 2 if self._is_gated else 1
             object.__setattr__(self, "value_size", wide * self.key_size)
         if not self.ffn_size:
-            times = 1 if self.mixer == "retention" else 2
+            times = 1 if self._is_gated else 2
             width = (
                 2 * times * self.d_model
                 if self.feed_forward == "gelu"
@@ -178,6 +182,10 @@ class ModelConfig:
         )
         object.__setattr__(self, "decay", tuple(map(float, gammas)))
 
+    @property
+    def _is_gated(self) -> bool:
+        return self.mixer == "retention" and self.gate
+
     def require_retention(self, what: str) -> None:
         """ValueError for a model with another mixer, which is no thing for `what`."""
         _require(
@@ -190,7 +198,7 @@ class ModelConfig:
         """Parameters of one block's projections: 12 d_model^2 with the paper's allocation."""
         keys, values = self.num_heads * self.key_size, self.num_heads * self.value_size
         if self.mixer in ("retention", "attention", "linear"):
-            mixing = self.d_model * (2 * keys + (3 if self.mixer == "retention" else 2) * values)
+            mixing = self.d_model * (2 * keys + (3 if self._is_gated else 2) * values)
         else:
             mixing = 4 * self.d_model**2
         matrices = 2 if self.feed_forward == "gelu" else 3
@@ -226,13 +234,13 @@ class ModelConfig:
         return cls(**values)
 
 
-_SWITCHES = ("head_norm_affine", "ffn_norm", "embedding_norm", "bias", "tie_embeddings")
+_SWITCHES = ("gate", "head_norm_affine", "ffn_norm", "embedding_norm", "bias", "tie_embeddings")
 
 _CHOICES: dict[str, Any] = {
     "mixer": MixerKind,
     "decay": DecayRule,
     "score_norm": ScoreNorm,
-    "head_norm": NormKind,
+    "head_norm": HeadNormKind,
     "norm": NormKind,
     "feed_forward": FeedForwardKind,
     "rotary_pairing": RotaryPairing,

@@ -12,7 +12,10 @@ from retnet.position import TokenContext, rotate
 
 
 class MultiScaleRetention(nn.Module):
-    """(swish(x W_G) . norm_h(retention(x W_Q, x W_K, x W_V))) W_O, a decay to each head (Eq. 8)."""
+    """(swish(x W_G) . norm_h(retention(x W_Q, x W_K, x W_V))) W_O, a decay to each head (Eq. 8).
+
+    The paper's ablations leave out the gate or the norm.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -21,14 +24,18 @@ class MultiScaleRetention(nn.Module):
         self.q_proj = nn.Linear(config.d_model, keys, bias=config.bias)
         self.k_proj = nn.Linear(config.d_model, keys, bias=config.bias)
         self.v_proj = nn.Linear(config.d_model, values, bias=config.bias)
-        self.g_proj = nn.Linear(config.d_model, values, bias=config.bias)
+        self.g_proj = None
+        if config.gate:
+            self.g_proj = nn.Linear(config.d_model, values, bias=config.bias)
         self.out_proj = nn.Linear(values, config.d_model, bias=config.bias)
-        self.head_norm = make_norm(
-            config.head_norm,
-            config.value_size,
-            config.head_norm_eps,
-            affine=config.head_norm_affine,
-        )
+        self.head_norm: nn.Module = nn.Identity()
+        if config.head_norm != "none":
+            self.head_norm = make_norm(
+                config.head_norm,
+                config.value_size,
+                config.head_norm_eps,
+                affine=config.head_norm_affine,
+            )
 
     def forward(
         self, x: Tensor, context: TokenContext, state: Tensor | None = None
@@ -53,7 +60,10 @@ class MultiScaleRetention(nn.Module):
             q, k, v, context.log_decay, state, segment_ids=context.segment_ids
         )
         y = self.head_norm(self._normalised(out, context.score_scale)).to(x.dtype)
-        return self.out_proj(F.silu(self.g_proj(x)) * y.flatten(2)), state
+        y = y.flatten(2)
+        if self.g_proj is not None:
+            y = F.silu(self.g_proj(x)) * y
+        return self.out_proj(y), state
 
     def _normalised(self, out: Tensor, score_scale: Tensor | None) -> Tensor:
         """The retention outputs over the configured score norm (section 2.2), [B, T, H, V].

@@ -128,10 +128,6 @@ def export_checkpoint(source: str | Path, destination: str | Path, *, layout: La
     check_is_free(destination)
     source = Path(source)
     model = load_checkpoint(source)
-    if model.config.mixer != "retention":
-        raise CheckpointError(
-            f"{source} is a model of {model.config.mixer}, which {layout} has not"
-        )
     exports: dict[Layout, Callable[[RetNet], tuple[dict[str, Tensor], dict[str, Any]]]] = {
         "torchscale": torchscale.to_torchscale,
         "fla": fla.to_fla,

@@ -33,6 +33,8 @@ _RENAMED = {
 }
 
 _WRITTEN: dict[str, tuple[Any, ...]] = {
+    "mixer": ("retention",),
+    "gate": (True,),
     "score_norm": ("none",),
     "rotary_frequencies": ("rope",),
     "decay": ("equation8",),

@@ -37,6 +37,8 @@ _PARTS_REFUSED = {
 }
 _GATED: dict[Any, FeedForwardKind] = {"gelu": "geglu", "swish": "swiglu"}
 _WRITTEN: dict[str, tuple[Any, ...]] = {
+    "mixer": ("retention",),
+    "gate": (True,),
     "norm": ("rmsnorm",),
     "head_norm": ("rmsnorm",),
     "head_norm_affine": (False,),

@@ -157,6 +157,8 @@ def _check_model(model: RetNet) -> None:
     if model.training:
         raise ValueError("model must not be training; call model.eval() first")
     model.config.require_retention("a decoder")
+    if not model.config.gate or model.config.head_norm == "none":
+        raise ValueError("a decoder needs a model with a gate and a head norm; use retnet.step")
     dtypes = {parameter.dtype for parameter in model.parameters()}
     if len(dtypes) > 1 or not dtypes <= LEAST_ROWS.keys():
         raise ValueError(

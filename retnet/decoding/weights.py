@@ -79,6 +79,7 @@ class _Merger:
         """Those of a block."""
         assert isinstance(layer, RetNetBlock) and isinstance(layer.mixer, MultiScaleRetention)
         mixer, feed_forward = layer.mixer, layer.feed_forward
+        assert mixer.g_proj is not None
         gates = [] if feed_forward.gate_proj is None else [feed_forward.gate_proj]
         return LayerWeights(
             mixer_norm=layer.mixer_norm,

@@ -47,6 +47,7 @@ class RetNetConfig(PreTrainedConfig):
     ffn_size: int = 0
     decay: str | list[float] | tuple[float, ...] = "linspace"
     score_norm: str = "none"
+    gate: bool = True
     head_norm: str = "layernorm"
     head_norm_affine: bool = False
     head_norm_eps: float = 1e-5

@@ -58,7 +58,8 @@ def _split_mixer_(mixer: MultiScaleRetention, mesh: DeviceMesh, own: slice) -> N
         assert isinstance(context, TokenContext)
         return x, context.for_heads(own), *state
 
-    plan = _plan(columns=("q_proj", "k_proj", "v_proj", "g_proj"), row="out_proj")
+    gates = [] if mixer.g_proj is None else ["g_proj"]
+    plan = _plan(columns=("q_proj", "k_proj", "v_proj", *gates), row="out_proj")
     if any(True for _ in mixer.head_norm.parameters()):
         # What torch calls sequence parallel is a norm over the last dimension of what lies in parts
         # along another: here along the heads.
