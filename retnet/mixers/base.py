@@ -1,10 +1,12 @@
 """What the rivals of retention have in common."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from retnet.ops.reference import segment_runs
 from retnet.position import TokenContext
 
 
@@ -28,10 +30,37 @@ class Mixer(nn.Module, ABC):
         """
 
 
-def refuse(what: str, why: str, given: Tensor | None) -> None:
-    """ValueError where something was given that a mixer cannot take."""
-    if given is not None:
-        raise ValueError(f"{what} cannot be given to this model: {why}")
+def by_documents(
+    mix: Callable[[Tensor, Tensor | None, Tensor | None], tuple[Tensor, Tensor]],
+    x: Tensor,
+    context: TokenContext,
+    state: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """What mix(x, mask, state) makes of rows that may hold several documents, one after the other.
+
+    For mixers that know nothing of documents: each is read with all others as padding. The state
+    before belongs to a row's first document, the state after to its last.
+    """
+    if context.segment_ids is None:
+        return mix(x, context.mask, state)
+    runs = segment_runs(context.segment_ids, x)
+    y, after = torch.zeros_like(x), x.new_zeros(0)
+    for run in range(int(runs.max()) + 1):
+        inside = runs == run
+        mask = inside if context.mask is None else inside & context.mask
+        mixed, found = mix(x, mask, state if run == 0 else None)
+        y = torch.where(inside[..., None], mixed, y)
+        is_last = (runs[:, -1] == run).view(-1, *[1] * (found.dim() - 1))
+        after = found if run == 0 else torch.where(is_last, _as_long(found, after), after)
+    return y, after
+
+
+def _as_long(state: Tensor, other: Tensor) -> Tensor:
+    """A cache [B, tokens, ...] behind zeros, as many tokens as the other."""
+    missing = other.shape[1] - state.shape[1]
+    if not missing:
+        return state
+    return torch.cat([torch.zeros_like(other[:, :missing]), state], dim=1)
 
 
 def with_last(x: Tensor, state: Tensor | None, count: int) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from retnet.config import ModelConfig
-from retnet.mixers.base import Mixer, refuse, with_last
+from retnet.mixers.base import Mixer, by_documents, with_last
 from retnet.mixers.convolution import causal_convolution
 from retnet.ops.reference import accumulation_dtype
 from retnet.position import TokenContext
@@ -60,15 +60,18 @@ class H3(Mixer):
         self, x: Tensor, context: TokenContext, state: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """See `Mixer`."""
-        refuse("segment_ids", "H3's filters reach over documents' ends", context.segment_ids)
-        if context.mask is not None:
-            x = x.masked_fill(~context.mask[..., None], 0)
+        return by_documents(self._mix, x, context, state)
+
+    def _mix(self, x: Tensor, mask: Tensor | None, state: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The same for rows of one document, with mask [B, T]."""
+        if mask is not None:
+            x = x.masked_fill(~mask[..., None], 0)
         dtype = accumulation_dtype(x.dtype)
         q, k, v = (project(x).to(dtype) for project in (self.q_proj, self.k_proj, self.v_proj))
         keys, numbers = self._split(state)
         k, keys = self._shifted(k, keys)
-        if context.mask is not None:
-            k = k.masked_fill(~context.mask[..., None], 0)
+        if mask is not None:
+            k = k.masked_fill(~mask[..., None], 0)
         q, k, v = (y.unflatten(-1, (self._heads, HEAD_SIZE)) for y in (q, k, v))
         outer = torch.einsum("bthi,bthj->bhijt", k, v)
         mixed, numbers = self._diagonal(outer, numbers)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from retnet.config import ModelConfig
-from retnet.mixers.base import Mixer, refuse
+from retnet.mixers.base import Mixer, by_documents
 from retnet.mixers.convolution import causal_convolution
 from retnet.ops.reference import accumulation_dtype
 from retnet.position import TokenContext
@@ -62,11 +62,14 @@ class Hyena(Mixer):
         self, x: Tensor, context: TokenContext, state: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """See `Mixer`."""
-        refuse("segment_ids", "Hyena's filters reach over documents' ends", context.segment_ids)
+        return by_documents(self._mix, x, context, state)
+
+    def _mix(self, x: Tensor, mask: Tensor | None, state: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The same for rows of one document, with mask [B, T]."""
         dtype, width, length = accumulation_dtype(x.dtype), x.shape[2], x.shape[1]
         raw = self.in_proj(x).to(dtype)
-        if context.mask is not None:
-            raw = raw.masked_fill(~context.mask[..., None], 0)
+        if mask is not None:
+            raw = raw.masked_fill(~mask[..., None], 0)
         before = raw.new_zeros(x.shape[0], 0, 4 * width) if state is None else state.to(dtype)
         filtered = self._short(torch.cat([before[..., -(SHORT - 1) :, : 3 * width], raw], dim=1))
         first, second, v = filtered[:, -length:].chunk(3, dim=-1)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from retnet.config import ModelConfig
-from retnet.mixers.base import Mixer, refuse, with_last
+from retnet.mixers.base import Mixer, by_documents, with_last
 from retnet.ops.reference import accumulation_dtype
 from retnet.position import TokenContext
 
@@ -56,9 +56,12 @@ class RwkvTimeMixing(Mixer):
         self, x: Tensor, context: TokenContext, state: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """See `Mixer`."""
-        refuse("segment_ids", "RWKV mixes a token with the one before it", context.segment_ids)
-        if context.mask is not None:
-            x = x.masked_fill(~context.mask[..., None], 0)
+        return by_documents(self._mix, x, context, state)
+
+    def _mix(self, x: Tensor, mask: Tensor | None, state: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The same for rows of one document, with mask [B, T]."""
+        if mask is not None:
+            x = x.masked_fill(~mask[..., None], 0)
         before = with_last(x, None if state is None else state[:, :1], 1)[:, :-1]
         r, k, v = (
             project(x * mix + before * (1 - mix))
@@ -69,7 +72,7 @@ class RwkvTimeMixing(Mixer):
             )
         )
         past = None if state is None else _Past(state[:, 1], _log_weight(state))
-        wkv, past = averages(k, v, -self.time_decay.exp(), self.time_first, past, context.mask)
+        wkv, past = averages(k, v, -self.time_decay.exp(), self.time_first, past, mask)
         seen = past.log_weight.isfinite()
         log_weight = past.log_weight.masked_fill(~seen, 0)
         last = x[:, -1].to(past.average.dtype)

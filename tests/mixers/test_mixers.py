@@ -1,5 +1,6 @@
 """Every token mixer: against its own step form, at any cut, in batches, and looking back only."""
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -148,19 +149,20 @@ def test_generates(kind: MixerKind, dtype: torch.dtype) -> None:
     assert len(tokens) == 5 and all(0 <= token < VOCAB for token in tokens)
 
 
-@pytest.mark.parametrize("kind", ["attention", "linear"])
+@each_kind
 @torch.no_grad()
 def test_documents_packed_in_a_row(kind: MixerKind) -> None:
-    model, tokens = make_model(kind), drawn(1, 30)
-    segments = (torch.arange(30) >= 12)[None].long()
-    logits, state = model(tokens, segment_ids=segments)
-    second, alone = model(tokens[:, 12:])
-    assert_near(logits[:, :12], model(tokens[:, :12])[0])
-    assert_near(logits[:, 12:], second)
-    assert_near(step(model, tokens[:, 0], state)[0], step(model, tokens[:, 0], alone)[0])
-
-
-@pytest.mark.parametrize("kind", ["rwkv", "h3", "hyena"])
-def test_documents_that_cannot_be_packed(kind: MixerKind) -> None:
-    with pytest.raises(ValueError, match="segment_ids cannot be given to this model"):
-        make_model(kind)(drawn(1, 4), segment_ids=torch.zeros(1, 4, dtype=torch.int64))
+    """Each as if it were alone; the state before is the first's, the state after the last's."""
+    model, tokens, before = make_model(kind), drawn(2, 30), drawn(2, 7, seed=1)
+    places = torch.arange(30)
+    segments = torch.stack([(places >= 12).long() + (places >= 13), (places >= 20).long()])
+    _, state = model(before)
+    logits, after = model(tokens, state, segment_ids=segments)
+    for row, cuts in enumerate(([0, 12, 13, 30], [0, 20, 30])):
+        alone = state.rows([row])
+        for start, end in pairwise(cuts):
+            first = alone if start == 0 else None
+            expected, alone = model(tokens[row : row + 1, start:end], first)
+            assert_near(logits[row, start:end], expected[0])
+        following = step(model, tokens[row : row + 1, 0], after.rows([row]))[0]
+        assert_near(following, step(model, tokens[row : row + 1, 0], alone)[0])
