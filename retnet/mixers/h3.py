@@ -76,17 +76,16 @@ class H3(Mixer):
         outer = torch.einsum("bthi,bthj->bhijt", k, v)
         mixed, numbers = self._diagonal(outer, numbers)
         y = torch.einsum("bthi,bhijt->bthj", q, mixed).flatten(2)
-        after = torch.cat([keys.flatten(1), torch.view_as_real(numbers).flatten(1)], dim=1)
+        after = torch.cat([keys.flatten(1), numbers.flatten(1)], dim=1)
         return self.out_proj(y.to(x.dtype)), after
 
     def _split(self, state: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """The last keys [B, 63, D], and the diagonal model's numbers [B, H, 8, 8, 32] complex."""
+        """The last keys [B, 63, D], and the diagonal model's numbers [B, H, 64, 64]."""
         if state is None:
             return None, None
         count = (STATE_SIZE - 1) * self._heads * HEAD_SIZE
         keys = state[:, :count].unflatten(1, (STATE_SIZE - 1, -1))
-        shape = (self._heads, HEAD_SIZE, HEAD_SIZE, STATE_SIZE // 2, 2)
-        return keys, torch.view_as_complex(state[:, count:].unflatten(1, shape).contiguous())
+        return keys, state[:, count:].unflatten(1, (self._heads, HEAD_SIZE**2, STATE_SIZE))
 
     def _shifted(self, k: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor]:
         """k [B, T, D] filtered, and the last 63 of them as they came."""
@@ -98,30 +97,30 @@ class H3(Mixer):
 
     def _powers(self, length: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """exp(A step l) for l = 0..length [H, 32, length + 1], and B of the held input [H, 32]."""
-        wide = torch.complex128 if dtype == torch.float64 else torch.complex64
         rate = torch.complex(-self.log_decay.to(dtype).exp(), self.frequency.to(dtype))
         exponent = rate * self.log_step.to(dtype).exp()[:, None]
         times = torch.arange(length + 1, device=rate.device, dtype=dtype)
-        powers = torch.exp(exponent[..., None] * times).to(wide)
-        return powers, (torch.exp(exponent) - 1) / rate
+        return torch.exp(exponent[..., None] * times), (torch.exp(exponent) - 1) / rate
 
     def _diagonal(self, x: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The diagonal model on x [B, H, 8, 8, T], and its numbers after."""
-        length = x.shape[-1]
-        powers, hold = self._powers(length, x.dtype)
+        """The diagonal model on x [B, H, 8, 8, T], and its numbers after [B, H, 64, 64].
+
+        Those are 32 complex ones for each of the 8 x 8, real parts before imaginary ones, so that
+        all that is done with them is products of real matrices.
+        """
+        powers, hold = self._powers(x.shape[-1], x.dtype)
         read = 2 * torch.view_as_complex(self.read_out.to(x.dtype).contiguous())
         kernel = torch.einsum("hn,hnt->ht", read * hold, powers[..., :-1]).real
-        y = x * self.skip[:, None, None, None]
-        if length > 1:
-            y = y + causal_convolution(x, kernel[:, None, None])
-        else:
-            y = y + x * kernel[:, None, None]
-        after = torch.einsum(
-            "hnt,bhijt->bhijn", powers[..., :-1].flip(-1) * hold[..., None], x.to(powers.dtype)
-        )
+        flat = x.flatten(2, 3)
+        y = flat * self.skip[:, None, None] + causal_convolution(flat, kernel[:, None])
+        written = powers[..., :-1].flip(-1) * hold[..., None]
+        after = flat @ torch.cat([written.real, written.imag], dim=1).transpose(1, 2)
         if before is not None:
-            before = before.to(powers.dtype)
-            seen = torch.einsum("hnt,bhijn->bhijt", read[..., None] * powers[..., 1:], before)
-            y = y + seen.real
-            after = after + before * powers[:, None, None, :, -1]
-        return y, after
+            before = before.to(x.dtype)
+            seen = read[..., None] * powers[..., 1:]
+            y = y + before @ torch.cat([seen.real, -seen.imag], dim=1)
+            turn = powers[..., -1]
+            real, imaginary = before.chunk(2, dim=-1)
+            kept = torch.complex(real, imaginary) * turn[:, None]
+            after = after + torch.cat([kept.real, kept.imag], dim=-1)
+        return y.view(x.shape), after

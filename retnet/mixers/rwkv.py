@@ -4,14 +4,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from retnet.config import ModelConfig
 from retnet.mixers.base import Mixer, by_documents, with_last
 from retnet.ops.reference import accumulation_dtype
 from retnet.position import TokenContext
 
-_CHUNK = 16
+# The logarithm of a weight that is none beside any other.
+_NOTHING = -1e6
 
 
 class RwkvTimeMixing(Mixer):
@@ -73,24 +73,25 @@ class RwkvTimeMixing(Mixer):
         )
         past = None if state is None else _Past(state[:, 1], _log_weight(state))
         wkv, past = averages(k, v, -self.time_decay.exp(), self.time_first, past, mask)
-        seen = past.log_weight.isfinite()
+        seen = past.log_weight > _NOTHING / 2
         log_weight = past.log_weight.masked_fill(~seen, 0)
-        last = x[:, -1].to(past.average.dtype)
-        after = torch.stack([last, past.average, log_weight, seen.to(last.dtype)], dim=1)
+        dtype = accumulation_dtype(x.dtype)
+        parts = (x[:, -1], past.average.masked_fill(~seen, 0), log_weight, seen)
+        after = torch.stack([part.to(dtype) for part in parts], dim=1)
         return self.out_proj(torch.sigmoid(r) * wkv.to(x.dtype)), after
 
 
 @dataclass(frozen=True)
 class _Past:
     """What the tokens before are worth together: average [B, D], and the logarithm of its weight as
-    the next token sees it [B, D], -inf for no tokens."""
+    the next token sees it [B, D], `_NOTHING` for no tokens."""
 
     average: Tensor
     log_weight: Tensor
 
 
 def _log_weight(state: Tensor) -> Tensor:
-    return state[:, 2].masked_fill(state[:, 3] == 0, -torch.inf)
+    return state[:, 2].masked_fill(state[:, 3] == 0, _NOTHING)
 
 
 def averages(
@@ -101,61 +102,25 @@ def averages(
     past: _Past | None = None,
     mask: Tensor | None = None,
 ) -> tuple[Tensor, _Past]:
-    """Each channel's weighted averages, and what the tokens are worth to those after them.
+    """Each channel's weighted averages [B, T, D] fp64, and what the tokens are worth afterwards.
 
-    k, v: [B, T, D]; decay, first: [D], w <= 0 and u. Every average is a softmax over the tokens of
-    some chunk and the past together, so nothing overflows. Returns [B, T, D] fp32 (fp64 for fp64).
+    k, v: [B, T, D]; decay, first: [D], w <= 0 and u.
+
+    Sums run over logarithms of weights, which cannot overflow, and over logarithms of values that
+    are made positive first: a constant may be added to what is averaged, and taken away again. A
+    weight e^(k_m - (m + 1) w) grows with its token, to be taken back by e^(n w) at token n.
     """
-    dtype = accumulation_dtype(k.dtype)
-    k, v, decay, first = (x.to(dtype) for x in (k, v, decay, first))
+    k, v, decay, first = (x.double() for x in (k, v, decay, first))
     if past is None:
-        nothing = k.new_full((k.shape[0], k.shape[2]), -torch.inf)
+        nothing = torch.full_like(k[:, 0], _NOTHING)
         past = _Past(torch.zeros_like(nothing), nothing)
-    parts = []
-    for start in range(0, k.shape[1], _CHUNK):
-        part = slice(start, start + _CHUNK)
-        real = None if mask is None else mask[:, part]
-        out, *after = _recomputed(
-            k[:, part], v[:, part], decay, first, past.average, past.log_weight, real
-        )
-        parts.append(out)
-        past = _Past(*after)
-    return torch.cat(parts, dim=1), past
-
-
-def _recomputed(*arguments: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """`_chunk_averages`, which keeps nothing for its backward pass but its arguments."""
-    if not torch.is_grad_enabled():
-        return _chunk_averages(*arguments)  # type: ignore[arg-type]
-    found: tuple[Tensor, Tensor, Tensor] = checkpoint(
-        _chunk_averages, *arguments, use_reentrant=False
-    )
-    return found
-
-
-def _chunk_averages(
-    k: Tensor,
-    v: Tensor,
-    decay: Tensor,
-    first: Tensor,
-    average: Tensor,
-    log_weight: Tensor,
-    mask: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The averages [B, c, D] of a chunk, and the past after it."""
-    count = k.shape[1]
-    place = torch.arange(count + 1, device=k.device)
-    # The row after the last is what the next token sees.
-    ages = place[:, None] - 1 - place[None, :count]
-    seen = k if mask is None else k.masked_fill(~mask[..., None], -torch.inf)
-    scores = seen[:, None] + ages.clamp(min=0)[..., None] * decay
-    scores = scores.masked_fill((ages < 0)[..., None], -torch.inf)
-    own = torch.eye(count + 1, count, dtype=torch.bool, device=k.device)[..., None]
-    scores = torch.where(own, k[:, None] + first, scores)
-    carried = log_weight[:, None] + place[:, None] * decay
-    scores = torch.cat([scores, carried[:, :, None]], dim=2)
-    values = torch.cat([v, average[:, None]], dim=1)
-    total = scores.logsumexp(dim=2)
-    weights = (scores - total.masked_fill(total.isinf(), 0)[:, :, None]).exp()
-    out = (weights * values[:, None]).sum(dim=2)
-    return out[:, :count], out[:, count], total[:, count]
+    seen = k if mask is None else k.masked_fill(~mask[..., None], _NOTHING)
+    place = torch.arange(k.shape[1] + 1, device=k.device)[:, None]
+    weights = torch.cat([past.log_weight.double()[:, None], seen], dim=1) - place * decay
+    values = torch.cat([past.average.double()[:, None], v], dim=1)
+    shift = 1 - values.detach().amin(dim=1, keepdim=True)
+    total = weights.logcumsumexp(dim=1)
+    mean = ((weights + (values + shift).log()).logcumsumexp(dim=1) - total).exp() - shift
+    before = total + place * decay  # as the next token sees it
+    own = torch.sigmoid(k + first - before[:, :-1])
+    return torch.lerp(mean[:, :-1], v, own), _Past(mean[:, -1], before[:, -1])
