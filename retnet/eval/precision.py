@@ -4,25 +4,29 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from retnet.checkpoint import load_checkpoint
 from retnet.data.pretrained import load_any_tokenizer
 from retnet.data.text import Document
-from retnet.data.tokens import TokenDocument, Tokenizer
 from retnet.decoding import Decoder
-from retnet.model import RetNet
+from retnet.eval.documents import first_id, token_documents, token_unit
+from retnet.eval.positions import PositionLoss, PositionMeter
 from retnet.score import evaluating, score_tokens, token_costs
 
 
 @dataclass(frozen=True)
 class PrecisionScore:
-    """How well texts are told by weights of a kind; the first's is what others differ from."""
+    """How well texts are told by weights of a kind; the first's is what others differ from.
+
+    positions: what tokens cost by their position; unit: what a token is, a "byte" or a "token".
+    """
 
     weights: str
     bits_per_byte: float
     num_bytes: int
+    unit: str
+    positions: tuple[PositionLoss, ...]
 
 
 def score_precisions(
@@ -40,21 +44,10 @@ def score_precisions(
         if name == "int8":
             model = Decoder(model, kernel="torch", int8=True).model
         tokenizer = load_any_tokenizer(directory, vocab_size=model.config.vocab_size)
-        yield PrecisionScore(name, *_score(model, tokenizer, texts, device))
-
-
-def _score(
-    model: RetNet, tokenizer: Tokenizer, texts: Sequence[Document], device: torch.device
-) -> tuple[float, int]:
-    """Bits per byte, and how many bytes."""
-    # What ends one document begins the next where nothing else does.
-    bos_id = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
-    if bos_id is None:
-        raise ValueError("the tokenizer has no token to begin a text with")
-    documents = [
-        TokenDocument(np.array(tokenizer.encode(text.data.decode()), np.int64), len(text.data))
-        for text in texts
-    ]
-    with evaluating(model):
-        score = score_tokens(token_costs(model), documents, bos_id=bos_id, device=device)
-    return score.bits_per_byte, score.total_bytes
+        bos_id, meter = first_id(tokenizer), PositionMeter()
+        documents, costs = token_documents(tokenizer, texts), meter.watching(token_costs(model))
+        with evaluating(model):
+            score = score_tokens(costs, documents, bos_id=bos_id, device=device)
+        yield PrecisionScore(
+            name, score.bits_per_byte, score.total_bytes, token_unit(tokenizer), meter.losses()
+        )
