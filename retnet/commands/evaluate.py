@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 from jsonargparse import ArgumentParser
 
 from retnet import __version__
-from retnet.commands.evaluate_text import Quantize, score_text
+from retnet.commands.evaluate_text import TEXT_FLAGS, add_text_flags, require_text, score_text
 from retnet.commands.flags import (
     Command,
     UsageError,
@@ -53,9 +53,7 @@ def _add_flags(parser: ArgumentParser) -> None:
             help=text + shown,
             metavar=_METAVARS.get(field.name, "N"),
         )
-    text = "text file or folder to score in fp32 and bf16, in bits per byte, and no tasks"
-    add_flag(parser, "text", str | None, None, text, "PATH")
-    add_flag(parser, "quantize", Quantize, "none", "int8: --text also with its matrices in int8")
+    add_text_flags(parser)
     add_flag(parser, "device", str, "auto", "cpu, cuda, ...; auto: cuda where there is one")
     add_flag(parser, "dtype", Literal["fp32", "bf16"], "fp32", "of weights and activations")
     add_flag(parser, "threads", int | None, None, "CPU threads; by default torch's choice")
@@ -67,8 +65,7 @@ def _run(values: Values) -> int:
         raise UsageError(f"--threads must be at least 1, got {values['threads']}")
     if values["text"] is not None:
         return _run_text(values)
-    if values["quantize"] != "none":
-        raise UsageError("--quantize goes with --text; the tasks are scored as --dtype says")
+    require_text(values)
     with naming_flags({name: f"--{name}" for name in (*_FIELDS, "device")}):
         config = EvalConfig(**{name: values[name] for name in _FIELDS})
         out = _writable(values["out"])
@@ -89,7 +86,8 @@ def _run(values: Values) -> int:
         settings = {name: values[name] for name in ("model", *_FIELDS, "dtype")}
         settings["device"] = str(device)
         found = [asdict(score) for score in scores]
-        report = _report(settings, ("lm_eval", "transformers", "torch"), found, date, seconds)
+        packages = ("lm_eval", "transformers", "torch")
+        report = _report(settings, packages, {"scores": found}, date, seconds)
         out.write_text(report, encoding="utf-8")
     _show(scores, seconds)
     return 0
@@ -98,17 +96,18 @@ def _run(values: Values) -> int:
 def _run_text(values: Values) -> int:
     from retnet.device import find_device
 
-    with naming_flags({"device": "--device", "data": "--text"}):
+    flags = {"device": "--device", "data": "--text", "num_bytes": "--roundtrip_bytes"}
+    with naming_flags(flags):
         out, folder = _writable(values["out"]), require_folder(values["model"])
         device, date = find_device(values["device"]), datetime.now(UTC)
         start = time.perf_counter()
-        scores = score_text(folder, device, values)
+        found = score_text(folder, device, values)
     if out is not None:
-        settings = {name: values[name] for name in ("model", "text", "quantize")}
+        settings = {name: values[name] for name in ("model", *TEXT_FLAGS)}
         settings["device"] = str(device)
-        report = _report(settings, ("torch",), scores, date, time.perf_counter() - start)
+        report = _report(settings, ("torch",), found, date, time.perf_counter() - start)
         out.write_text(report, encoding="utf-8")
-    return 0
+    return 0 if found.get("roundtrip", {}).get("identical", True) else 1
 
 
 def _require_model(folder: Path) -> None:
@@ -198,7 +197,7 @@ def _short(number: float) -> str:
 def _report(
     settings: Values,
     packages: "Sequence[str]",
-    scores: "Sequence[dict[str, Any]]",
+    found: Values,
     date: datetime,
     seconds: float,
 ) -> str:
@@ -208,7 +207,7 @@ def _report(
         "versions": {"retnet": __version__} | {name: version(name) for name in packages},
         "date": date.isoformat(timespec="seconds"),
         "seconds": round(seconds, 1),
-        "scores": scores,
+        **found,
     }
     return json.dumps(report, indent=1) + "\n"
 

@@ -1,47 +1,102 @@
-"""`retnet eval --text`: bits per byte of text, in several precisions."""
+"""`retnet eval --text`: bits per byte of text, in several precisions, and what they are worth."""
 
 import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from retnet.commands.flags import Values
+from jsonargparse import ArgumentParser
+
+from retnet.commands.flags import UsageError, Values, add_flag, add_switch
 
 if TYPE_CHECKING:
     import torch
+    from rich.console import Console
     from rich.table import Table
 
+    from retnet.data.text import Document
+    from retnet.eval.compressors import CompressorScore
     from retnet.eval.precision import PrecisionScore
+    from retnet.eval.round_trip import RoundTrip
 
 Quantize = Literal["none", "int8"]
 
+TEXT_FLAGS = ("text", "quantize", "positions", "compressors", "roundtrip", "roundtrip_bytes")
 
-def score_text(folder: Path, device: "torch.device", values: Values) -> list[dict[str, Any]]:
-    """Score the model of a folder on the text of --text and show it; the scores, for a report."""
+
+def add_text_flags(parser: ArgumentParser) -> None:
+    """Declare --text and what goes with it."""
+    text = "text file or folder to score in fp32 and bf16, in bits per byte, and no tasks"
+    add_flag(parser, "text", str | None, None, text, "PATH")
+    add_flag(parser, "quantize", Quantize, "none", "int8: --text also with its matrices in int8")
+    text = "show also what --text costs by how far into its document it stands"
+    add_switch(parser, "positions", text)
+    add_switch(parser, "compressors", "compress --text also with xz, bzip2 and PPMd")
+    text = "compress the beginning of --text with the model, and decompress it, token by token"
+    add_switch(parser, "roundtrip", text)
+    add_flag(parser, "roundtrip_bytes", int, 50_000, "how much of it")
+
+
+def require_text(values: Values) -> None:
+    """UsageError where --text is missing for a flag that needs it."""
+    if values["quantize"] != "none":
+        raise UsageError("--quantize goes with --text; the tasks are scored as --dtype says")
+    for name in ("positions", "compressors", "roundtrip"):
+        if values[name]:
+            raise UsageError(f"--{name} goes with --text PATH")
+
+
+def score_text(folder: Path, device: "torch.device", values: Values) -> dict[str, Any]:
+    """Score the model of a folder on the text of --text and show it; what a report says of it.
+
+    Raises:
+        ValueError: for what cannot be read, and UsageError for flags that do not do.
+    """
     from rich.console import Console
 
+    from retnet.checkpoint import read_config
     from retnet.data.text import find_documents
     from retnet.device import threads
+    from retnet.eval.round_trip import beginning
+
+    console, texts = Console(highlight=False), find_documents(values["text"])
+    if values["roundtrip"]:
+        read_config(folder).require_retention("--roundtrip")
+        first = beginning(texts, values["roundtrip_bytes"])
+    with threads(values["threads"]):
+        scores = _score(console, folder, texts, device, values)
+        found: dict[str, Any] = {"scores": [asdict(score) for score in scores]}
+        if values["compressors"]:
+            others = _compress(console, texts, scores[0])
+            found["compressors"] = [asdict(score) for score in others]
+        if values["roundtrip"]:
+            found["roundtrip"] = asdict(_round_trip(console, folder, first, device))
+    return found
+
+
+def _score(
+    console: "Console",
+    folder: Path,
+    texts: "Sequence[Document]",
+    device: "torch.device",
+    values: Values,
+) -> "list[PrecisionScore]":
     from retnet.eval.precision import score_precisions
 
-    texts, start = find_documents(values["text"]), time.perf_counter()
-    with threads(values["threads"]):
-        int8 = values["quantize"] == "int8"
-        scores = list(score_precisions(folder, texts, int8=int8, device=device))
-    console = Console(highlight=False)
-    console.print(_table(scores))
+    start, int8 = time.perf_counter(), values["quantize"] == "int8"
+    scores = list(score_precisions(folder, texts, int8=int8, device=device))
+    console.print(_score_table(scores))
+    if values["positions"]:
+        console.print(_position_table(scores))
     seconds, num_bytes = time.perf_counter() - start, scores[0].num_bytes
     console.print(f"{seconds:,.0f} s, {len(texts):,} documents, {num_bytes:,} bytes")
-    return [asdict(score) for score in scores]
+    return scores
 
 
-def _table(scores: "list[PrecisionScore]") -> "Table":
-    from rich.table import Table
-
-    table = Table()
-    table.add_column("weights")
-    for heading in ("bits per byte", f"more than {scores[0].weights}", "%"):
-        table.add_column(heading, justify="right", no_wrap=True)
+def _score_table(scores: "Sequence[PrecisionScore]") -> "Table":
+    table = _table("weights", "bits per byte", f"more than {scores[0].weights}", "%")
     exact = scores[0].bits_per_byte
     for score in scores:
         more = score.bits_per_byte - exact
@@ -50,4 +105,91 @@ def _table(scores: "list[PrecisionScore]") -> "Table":
             f"{score.bits_per_byte:.4f}",
             *(("", "") if score is scores[0] else (f"{more:+.5f}", f"{100 * more / exact:+.3f}")),
         )
+    return table
+
+
+def _position_table(scores: "Sequence[PrecisionScore]") -> "Table":
+    unit = scores[0].unit
+    table = _table("position", f"{unit}s", *(score.weights for score in scores))
+    table.title = f"bits per {unit} by position in the document"
+    for losses in zip(*(score.positions for score in scores), strict=True):
+        table.add_row(
+            f"{losses[0].first:,}–{losses[0].last:,}",
+            f"{losses[0].num_tokens:,}",
+            *(f"{loss.bits_per_token:.4f}" for loss in losses),
+        )
+    return table
+
+
+def _compress(
+    console: "Console", texts: "Sequence[Document]", model: "PrecisionScore"
+) -> "list[CompressorScore]":
+    from retnet.eval.compressors import EXTRA, score_compressors
+
+    scores = list(score_compressors(texts))
+    table = _table("compressed by", "bits per byte")
+    table.add_row(f"this model, {model.weights}", f"{model.bits_per_byte:.4f}")
+    for score in scores:
+        bits = score.bits_per_byte
+        missing = f"pip install 'retnet[{EXTRA}]'"
+        # Escaped: rich takes [..] for a style.
+        table.add_row(score.name, missing.replace("[", r"\[") if bits is None else f"{bits:.4f}")
+    console.print(table)
+    console.print(
+        "Each document was compressed by itself; PPMd learns from the file that it is measured on, "
+        "while a trained model has fixed weights, whose size is not counted."
+    )
+    return scores
+
+
+def _round_trip(
+    console: "Console", folder: Path, texts: "Sequence[Document]", device: "torch.device"
+) -> "RoundTrip":
+    from retnet.eval.round_trip import round_trip
+
+    with _progress(console) as progress:
+        done = round_trip(folder, texts, device=device, progress=progress)
+    for line in _round_trip_lines(done):
+        console.print(line, soft_wrap=True)
+    return done
+
+
+def _round_trip_lines(done: "RoundTrip") -> Iterator[str]:
+    yield f"The first {done.num_bytes:,} bytes with the model in fp32, token by token:"
+    yield (
+        f"  coded       {done.coded_bytes:,} bytes, {done.header_bytes:,} of them a checksum and "
+        "the documents' lengths"
+    )
+    yield f"              {done.coded_bits_per_byte:.4f} bits per byte without these"
+    yield f"  stated      {done.stated_bits_per_byte:.4f} bits per byte"
+    yield f"  difference  {done.difference_percent:+.3f} %"
+    yield f"decoded: {'identical' if done.identical else 'DIFFERENT'}"
+
+
+@contextmanager
+def _progress(console: "Console") -> "Iterator[Callable[[int, int], None]]":
+    """A bar on a terminal, nothing elsewhere; gives what is called with done and total tokens."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    with Progress(
+        "coding",
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+    ) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _table(first: str, *others: str) -> "Table":
+    """A table of names and figures."""
+    from rich.table import Table
+
+    table = Table()
+    table.add_column(first)
+    for heading in others:
+        table.add_column(heading, justify="right", no_wrap=True)
     return table

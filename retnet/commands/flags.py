@@ -96,6 +96,19 @@ def add_flag(
     )
 
 
+def add_switch(parser: Any, name: str, text: str) -> None:
+    """Declare `--name`, which may be followed by true or false; without it, it is false."""
+    parser.add_argument(
+        f"--{name}",
+        type=bool,
+        nargs="?",
+        const=True,
+        default=False,
+        help=text,
+        metavar=_metavar(bool),
+    )
+
+
 def add_fields(
     parser: ArgumentParser, config: type, *, prefix: str, about: str, unset: bool = False
 ) -> None:

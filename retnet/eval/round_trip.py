@@ -47,12 +47,12 @@ def round_trip(
     *,
     device: torch.device,
     kernel: KernelName = "auto",
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> RoundTrip:
     """Compress texts with the model in a folder, in fp32, and decompress them.
 
-    progress: called after each step with the tokens that it coded, or read again; every token is
-    both. Raises ValueError for a model that a decoder doesn't take.
+    progress: called after each step with the tokens that have been coded or read again, and with
+    how many these will be. Raises ValueError for a model that a decoder doesn't take.
     """
     model = load_checkpoint(directory, device=device, dtype=torch.float32).eval()
     tokenizer = load_any_tokenizer(directory, vocab_size=model.config.vocab_size)
@@ -60,13 +60,21 @@ def round_trip(
     decoder = Decoder(model, kernel=kernel)
     score = score_tokens(token_costs(model), documents, bos_id=bos_id, device=device)
     ids: list[list[int]] = [document.ids.tolist() for document in documents]
-    code = compress(decoder, ids, bos_id=bos_id, progress=progress)
-    found = decompress(decoder, code, bos_id=bos_id, progress=progress)
+    num_tokens, num_done = sum(map(len, ids)), 0
+
+    def stepped(num_coded: int) -> None:
+        nonlocal num_done
+        num_done += num_coded
+        if progress is not None:
+            progress(num_done, 2 * num_tokens)
+
+    code = compress(decoder, ids, bos_id=bos_id, progress=stepped)
+    found = decompress(decoder, code, bos_id=bos_id, progress=stepped)
     header = header_bytes([len(document) for document in ids])
     coded, stated = 8 * (len(code) - header) / score.total_bytes, score.bits_per_byte
     return RoundTrip(
         num_bytes=score.total_bytes,
-        num_tokens=sum(map(len, ids)),
+        num_tokens=num_tokens,
         kernel=decoder.kernel_name,
         coded_bytes=len(code),
         header_bytes=header,
@@ -84,7 +92,7 @@ def beginning(texts: Sequence[Document], num_bytes: int) -> list[Document]:
         ValueError: where not one character is that short.
     """
     chosen: list[Document] = []
-    left = num_bytes
+    left = max(0, num_bytes)
     for text in texts:
         part = text.data[:left].decode(errors="ignore").encode()
         if part:
