@@ -5,10 +5,13 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from retnet.checkpoint import save_checkpoint
 from retnet.cli import main
 from retnet.config import preset
+from retnet.data.pretrained import PretrainedTokenizer
 from retnet.data.tokenizer import ByteTokenizer
 from retnet.model import RetNet
 from tests.learnt import TEXT, save_learnt_model
@@ -60,6 +63,45 @@ def test_positions(
             assert f"{score['positions'][place]['bits_per_token']:.4f}" == bits
     for score in report["scores"]:
         assert sum(bucket["num_tokens"] for bucket in score["positions"]) == score["num_bytes"]
+
+
+@pytest.fixture
+def token_folder(tmp_path: Path) -> Path:
+    """A model with GPT-2's kind of tokenizer."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([TEXT], trainer)
+    files = tmp_path / "tokenizer"
+    files.mkdir()
+    tokenizer.save(str(files / "tokenizer.json"))
+    (files / "tokenizer_config.json").write_text('{"eos_token": "<|endoftext|>"}')
+    config = preset("tiny", d_model=32, num_layers=1, vocab_size=300)
+    model = RetNet(config, generator=torch.Generator().manual_seed(0))
+    save_checkpoint(tmp_path / "model", model, PretrainedTokenizer(files))
+    return tmp_path / "model"
+
+
+def test_with_another_tokenizer(
+    token_folder: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Positions are those of tokens, and all else is still by bytes."""
+    flags = ("--positions", "--roundtrip")
+    report, shown = report_and_output(token_folder, text, tmp_path, capsys, *flags)
+    assert "bits per token by position" in shown
+    score, coded = report["scores"][0], report["roundtrip"]
+    num_tokens = sum(bucket["num_tokens"] for bucket in score["positions"])
+    assert num_tokens == coded["num_tokens"] < score["num_bytes"] == coded["num_bytes"] == 1013
+    bits = sum(each["num_tokens"] * each["bits_per_token"] for each in score["positions"])
+    assert bits == pytest.approx(score["bits_per_byte"] * 1013)
+    assert coded["identical"]
+    assert coded["difference_percent"] == pytest.approx(0, abs=100 * 10 / bits)
 
 
 def test_without_flags_there_is_one_table(
