@@ -1,7 +1,6 @@
 """What the rivals of retention have in common."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -30,29 +29,31 @@ class Mixer(nn.Module, ABC):
         """
 
 
-def by_documents(
-    mix: Callable[[Tensor, Tensor | None, Tensor | None], tuple[Tensor, Tensor]],
-    x: Tensor,
-    context: TokenContext,
-    state: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """What mix(x, mask, state) makes of rows that may hold several documents, one after the other.
-
-    For mixers that know nothing of documents: each is read with all others as padding. The state
-    before belongs to a row's first document, the state after to its last.
+class DocumentMixer(Mixer):
+    """A mixer that knows nothing of documents: each of those in a row is read with all others as
+    padding.
     """
-    if context.segment_ids is None:
-        return mix(x, context.mask, state)
-    runs = segment_runs(context.segment_ids, x)
-    y, after = torch.zeros_like(x), x.new_zeros(0)
-    for run in range(int(runs.max()) + 1):
-        inside = runs == run
-        mask = inside if context.mask is None else inside & context.mask
-        mixed, found = mix(x, mask, state if run == 0 else None)
-        y = torch.where(inside[..., None], mixed, y)
-        is_last = (runs[:, -1] == run).view(-1, *[1] * (found.dim() - 1))
-        after = found if run == 0 else torch.where(is_last, _as_long(found, after), after)
-    return y, after
+
+    @abstractmethod
+    def mix(self, x: Tensor, mask: Tensor | None, state: Tensor | None) -> tuple[Tensor, Tensor]:
+        """`forward` for rows of one document each, with mask [B, T] bool, False for padding."""
+
+    def forward(
+        self, x: Tensor, context: TokenContext, state: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """See `Mixer`. The state before is of a row's first document, that after of its last."""
+        if context.segment_ids is None:
+            return self.mix(x, context.mask, state)
+        runs = segment_runs(context.segment_ids, x)
+        y, after = torch.zeros_like(x), x.new_zeros(0)
+        for run in range(int(runs.max()) + 1):
+            inside = runs == run
+            mask = inside if context.mask is None else inside & context.mask
+            mixed, found = self.mix(x, mask, state if run == 0 else None)
+            y = torch.where(inside[..., None], mixed, y)
+            is_last = (runs[:, -1] == run).view(-1, *[1] * (found.dim() - 1))
+            after = found if run == 0 else torch.where(is_last, _as_long(found, after), after)
+        return y, after
 
 
 def _as_long(state: Tensor, other: Tensor) -> Tensor:

@@ -1,21 +1,21 @@
 """H3: two state space models in place of attention."""
 
-from math import pi
+from math import log, pi
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from retnet.config import ModelConfig
-from retnet.mixers.base import Mixer, by_documents, with_last
+from retnet.mixers.base import DocumentMixer, with_last
 from retnet.mixers.convolution import causal_convolution
 from retnet.ops.reference import accumulation_dtype
-from retnet.position import TokenContext
 
 HEAD_SIZE = 8  # the paper's
 STATE_SIZE = 64
 
 
-class H3(Mixer):
+class H3(DocumentMixer):
     """q . ssm_diagonal(ssm_shift(k) v^T) in heads of 8, between four projections.
 
     (Fu et al. 2022, arXiv 2212.14052, Algorithm 1.) The shift model is a learned filter over the
@@ -47,23 +47,17 @@ class H3(Mixer):
     @torch.no_grad()
     def initialise_(self, generator: torch.Generator | None = None) -> None:
         """S4D-Lin: A = -1/2 + i pi n, steps from 0.001 to 0.1."""
-        low, high = (torch.log(torch.tensor(step)) for step in (0.001, 0.1))
+        low, high = log(0.001), log(0.1)
         self.log_step.uniform_(0, 1, generator=generator).mul_(high - low).add_(low)
-        self.log_decay.fill_(-0.6931471805599453)  # log 1/2
+        self.log_decay.fill_(log(0.5))
         self.frequency.copy_(pi * torch.arange(self.frequency.shape[1]).expand_as(self.frequency))
         self.read_out.normal_(0, 0.5**0.5, generator=generator)
         self.shift.normal_(0, STATE_SIZE**-0.5, generator=generator)
         for skip in (self.skip, self.shift_skip):
             skip.normal_(0, 1, generator=generator)
 
-    def forward(
-        self, x: Tensor, context: TokenContext, state: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """See `Mixer`."""
-        return by_documents(self._mix, x, context, state)
-
-    def _mix(self, x: Tensor, mask: Tensor | None, state: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The same for rows of one document, with mask [B, T]."""
+    def mix(self, x: Tensor, mask: Tensor | None, state: Tensor | None) -> tuple[Tensor, Tensor]:
+        """See `DocumentMixer`."""
         if mask is not None:
             x = x.masked_fill(~mask[..., None], 0)
         dtype = accumulation_dtype(x.dtype)
@@ -90,7 +84,7 @@ class H3(Mixer):
     def _shifted(self, k: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor]:
         """k [B, T, D] filtered, and the last 63 of them as they came."""
         longer = with_last(k, before, STATE_SIZE - 1)
-        filtered = torch.nn.functional.conv1d(
+        filtered = F.conv1d(
             longer.transpose(1, 2), self.shift.to(k.dtype).flip(1)[:, None], groups=k.shape[2]
         )
         return filtered.transpose(1, 2) + self.shift_skip * k, longer[:, -(STATE_SIZE - 1) :]

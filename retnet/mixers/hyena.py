@@ -7,17 +7,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from retnet.config import ModelConfig
-from retnet.mixers.base import Mixer, by_documents
+from retnet.mixers.base import DocumentMixer
 from retnet.mixers.convolution import causal_convolution
 from retnet.ops.reference import accumulation_dtype
-from retnet.position import TokenContext
 
 SHORT = 3  # tokens of the short filters
 _EMBEDDING, _HIDDEN = 33, 64
 _SPAN = 2048  # tokens over which the position runs from 0 to 1
 
 
-class Hyena(Mixer):
+class Hyena(DocumentMixer):
     """x_1 . (h * (x_2 . v)), with x_1, x_2, v projected and filtered over 3 tokens, h implicit.
 
     (Poli et al. 2023, arXiv 2302.10866, of order 2.) The long filter h is a network of sines of the
@@ -58,14 +57,8 @@ class Hyena(Mixer):
         self.sine.fill_(1)
         self.skip.normal_(0, 1, generator=generator)
 
-    def forward(
-        self, x: Tensor, context: TokenContext, state: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """See `Mixer`."""
-        return by_documents(self._mix, x, context, state)
-
-    def _mix(self, x: Tensor, mask: Tensor | None, state: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The same for rows of one document, with mask [B, T]."""
+    def mix(self, x: Tensor, mask: Tensor | None, state: Tensor | None) -> tuple[Tensor, Tensor]:
+        """See `DocumentMixer`."""
         dtype, width, length = accumulation_dtype(x.dtype), x.shape[2], x.shape[1]
         raw = self.in_proj(x).to(dtype)
         if mask is not None:

@@ -36,7 +36,7 @@ class LinearAttention(Mixer):
         v = F.pad(self.v_proj(x).unflatten(-1, heads), (0, 1), value=1.0)
         if context.mask is not None:
             k, v = (y.masked_fill(~context.mask[..., None, None], 0) for y in (k, v))
-        no_decay = torch.zeros(self.config.num_heads, dtype=torch.float64)
+        no_decay = torch.zeros(self.config.num_heads, dtype=torch.float64, device="cpu")
         out, state = context.retain(q, k, v, no_decay, state, segment_ids=context.segment_ids)
         # Padding has a sum of nothing.
         divisor = out[..., -1:].clamp(min=torch.finfo(out.dtype).tiny)

@@ -6,15 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from retnet.config import ModelConfig
-from retnet.mixers.base import Mixer, by_documents, with_last
+from retnet.mixers.base import DocumentMixer, with_last
 from retnet.ops.reference import accumulation_dtype
-from retnet.position import TokenContext
 
 # The logarithm of a weight that is none beside any other.
 _NOTHING = -1e6
 
 
-class RwkvTimeMixing(Mixer):
+class RwkvTimeMixing(DocumentMixer):
     """W_o (sigmoid(r) . wkv): each channel's average of v_m, weighted by e^(k_m) and its own decay.
 
     (Peng et al. 2023, arXiv 2305.13048, Eq. 11 to 19.) With w = -e^time_decay and u = time_first,
@@ -52,14 +51,8 @@ class RwkvTimeMixing(Mixer):
         self.time_mix_v.copy_(place ** (1 - share) + 0.3 * depth)
         self.time_mix_r.copy_(place ** (0.5 * (1 - share)))
 
-    def forward(
-        self, x: Tensor, context: TokenContext, state: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """See `Mixer`."""
-        return by_documents(self._mix, x, context, state)
-
-    def _mix(self, x: Tensor, mask: Tensor | None, state: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The same for rows of one document, with mask [B, T]."""
+    def mix(self, x: Tensor, mask: Tensor | None, state: Tensor | None) -> tuple[Tensor, Tensor]:
+        """See `DocumentMixer`."""
         if mask is not None:
             x = x.masked_fill(~mask[..., None], 0)
         before = with_last(x, None if state is None else state[:, :1], 1)[:, :-1]
