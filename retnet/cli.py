@@ -54,6 +54,7 @@ def _run(arguments: Sequence[str]) -> int:
         inspect,
         plot,
         prepare,
+        reproduce,
         serve,
         train,
     )
@@ -69,6 +70,7 @@ def _run(arguments: Sequence[str]) -> int:
         "plot": plot.COMMAND,
         "inspect": inspect.COMMAND,
         "eval": evaluate.COMMAND,
+        "reproduce": reproduce.COMMAND,
         "convert": convert.COMMAND,
         "bench": bench.COMMAND,
     }

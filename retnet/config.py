@@ -194,6 +194,11 @@ class ModelConfig:
         )
 
     @property
+    def state_grows(self) -> bool:
+        """Whether the state is a cache of all that was read, so that no text goes on for ever."""
+        return self.mixer in ("attention", "hyena")
+
+    @property
     def layer_parameters(self) -> int:
         """Parameters of one block's projections: 12 d_model^2 with the paper's allocation."""
         keys, values = self.num_heads * self.key_size, self.num_heads * self.value_size

@@ -8,11 +8,11 @@ from torch.nn import functional as F
 
 from retnet.config import ModelConfig
 from retnet.mixers.base import DocumentMixer, with_last
-from retnet.mixers.convolution import causal_convolution
 from retnet.ops.reference import accumulation_dtype
 
 HEAD_SIZE = 8  # the paper's
 STATE_SIZE = 64
+CHUNK = 128  # tokens that are mixed at once, at a cost that grows as their square
 
 
 class H3(DocumentMixer):
@@ -21,7 +21,8 @@ class H3(DocumentMixer):
     (Fu et al. 2022, arXiv 2212.14052, Algorithm 1.) The shift model is a learned filter over the
     last 64 tokens of each channel. The diagonal one is S4D's (arXiv 2206.11893): 32 complex numbers
     for each number of k v^T, with decays and frequencies that the numbers of a head share. Both
-    have a path past their state. In training they are convolutions, in steps recurrences.
+    have a path past their state. In training the shift model is a convolution, the diagonal one
+    attention weighted by its filter within chunks and a recurrence between them.
 
     The state is [B, 63 D + H 64 64] fp32: the last 63 keys, and the diagonal model's numbers.
     """
@@ -66,12 +67,14 @@ class H3(DocumentMixer):
         k, keys = self._shifted(k, keys)
         if mask is not None:
             k = k.masked_fill(~mask[..., None], 0)
-        q, k, v = (y.unflatten(-1, (self._heads, HEAD_SIZE)) for y in (q, k, v))
-        outer = torch.einsum("bthi,bthj->bhijt", k, v)
-        mixed, numbers = self._diagonal(outer, numbers)
-        y = torch.einsum("bthi,bhijt->bthj", q, mixed).flatten(2)
+        heads = (y.unflatten(-1, (self._heads, HEAD_SIZE)).transpose(1, 2) for y in (q, k, v))
+        mixed = []
+        for q, k, v in zip(*(y.split(CHUNK, dim=2) for y in heads), strict=True):
+            y, numbers = self._diagonal(q, k, v, numbers)
+            mixed.append(y)
+        assert numbers is not None
         after = torch.cat([keys.flatten(1), numbers.flatten(1)], dim=1)
-        return self.out_proj(y.to(x.dtype)), after
+        return self.out_proj(torch.cat(mixed, dim=2).transpose(1, 2).flatten(2).to(x.dtype)), after
 
     def _split(self, state: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """The last keys [B, 63, D], and the diagonal model's numbers [B, H, 64, 64]."""
@@ -96,25 +99,36 @@ class H3(DocumentMixer):
         times = torch.arange(length + 1, device=rate.device, dtype=dtype)
         return torch.exp(exponent[..., None] * times), (torch.exp(exponent) - 1) / rate
 
-    def _diagonal(self, x: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The diagonal model on x [B, H, 8, 8, T], and its numbers after [B, H, 64, 64].
+    def _diagonal(
+        self, q: Tensor, k: Tensor, v: Tensor, before: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """q . ssm_diagonal(k v^T) [B, H, T, 8], and the model's numbers after [B, H, 64, 64].
 
         Those are 32 complex ones for each of the 8 x 8, real parts before imaginary ones, so that
-        all that is done with them is products of real matrices.
+        all that is done with them is products of real matrices. All of a head's 8 x 8 numbers go
+        through one filter, so what they give a query is a sum over (q_t . k_s) v_s of before.
         """
-        powers, hold = self._powers(x.shape[-1], x.dtype)
-        read = 2 * torch.view_as_complex(self.read_out.to(x.dtype).contiguous())
+        powers, hold = self._powers(q.shape[2], q.dtype)
+        read = 2 * torch.view_as_complex(self.read_out.to(q.dtype).contiguous())
         kernel = torch.einsum("hn,hnt->ht", read * hold, powers[..., :-1]).real
-        flat = x.flatten(2, 3)
-        y = flat * self.skip[:, None, None] + causal_convolution(flat, kernel[:, None])
+        kernel = torch.cat([kernel[:, :1] + self.skip[:, None], kernel[:, 1:]], dim=1)
+        y = (q @ k.transpose(2, 3) * _filter_matrix(kernel)) @ v
         written = powers[..., :-1].flip(-1) * hold[..., None]
-        after = flat @ torch.cat([written.real, written.imag], dim=1).transpose(1, 2)
+        outer = (k[..., :, None] * v[..., None, :]).flatten(3).transpose(2, 3)
+        after = outer @ torch.cat([written.real, written.imag], dim=1).transpose(1, 2)
         if before is not None:
-            before = before.to(x.dtype)
+            before = before.to(q.dtype)
             seen = read[..., None] * powers[..., 1:]
-            y = y + before @ torch.cat([seen.real, -seen.imag], dim=1)
+            found = before @ torch.cat([seen.real, -seen.imag], dim=1)
+            y = y + torch.einsum("bhti,bhijt->bhtj", q, found.unflatten(2, (HEAD_SIZE, HEAD_SIZE)))
             turn = powers[..., -1]
             real, imaginary = before.chunk(2, dim=-1)
             kept = torch.complex(real, imaginary) * turn[:, None]
             after = after + torch.cat([kept.real, kept.imag], dim=-1)
-        return y.view(x.shape), after
+        return y, after
+
+
+def _filter_matrix(kernel: Tensor) -> Tensor:
+    """Filters [H, T] as matrices [H, T, T]: at (t, s) kernel_(t - s), 0 for s > t."""
+    length = kernel.shape[1]
+    return F.pad(kernel, (length - 1, 0)).unfold(1, length, 1).flip(2)

@@ -13,11 +13,12 @@ from retnet.measure import peak_memory_bytes
 from retnet.model import RetNet
 from retnet.parallel.tensors import local
 from retnet.parallel.world import World
-from retnet.score import Score, score_tokens
+from retnet.score import Score
 from retnet.train.checkpoints import Checkpoints, read_progress
 from retnet.train.config import TrainConfig
 from retnet.train.errors import TrainingError
 from retnet.train.folder import RunFolder
+from retnet.train.held_out import score_held_out
 from retnet.train.interrupt import Stop
 from retnet.train.learner import Learner
 from retnet.train.meter import Meter
@@ -302,7 +303,6 @@ class Run:
                     self.reporter.sampled(self.step, **values)
 
     def _score(self, documents: Sequence[TokenDocument]) -> Score | None:
-        piece_size = min(1024, max(256, self.config.context))
         bar = self.reporter.validating(sum(len(document.ids) for document in documents))
 
         def progress(scored: int) -> None:
@@ -311,16 +311,14 @@ class Run:
                 raise _StoppedError
 
         try:
-            with self.learner.evaluating():
-                return score_tokens(
-                    self.learner.costs(),
-                    documents,
-                    bos_id=self.data.bos_id,
-                    device=self.world.device,
-                    batch_size=max(1, min(16, self._scored_at_once // piece_size)),
-                    piece_size=piece_size,
-                    progress=progress,
-                )
+            return score_held_out(
+                self.learner,
+                documents,
+                context=self.config.context,
+                scored_at_once=self._scored_at_once,
+                device=self.world.device,
+                progress=progress,
+            )
         except _StoppedError:
             return None
         finally:

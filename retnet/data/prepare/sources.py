@@ -31,14 +31,14 @@ class Finder:
         text_field: the field or column with the text.
         split: of data sets that the package `datasets` reads.
         division: where text files are divided; None where each is one document.
-        leave_out: a folder in which nothing is looked for: the one that is written to.
+        leave_out: a folder in which nothing is looked for: the one that is written to, if any.
     """
 
     def __init__(
-        self, *, text_field: str, split: str, division: Division | None, leave_out: Path
+        self, *, text_field: str, split: str, division: Division | None, leave_out: Path | None
     ) -> None:
         self._field, self._split, self._division = text_field, split, division
-        self._leave_out = leave_out.resolve()
+        self._leave_out = leave_out and leave_out.resolve()
 
     def find(self, sources: Sequence[str]) -> list[Input]:
         """The inputs of all sources, in their order; ValueError for what isn't there."""

@@ -1,0 +1,204 @@
+"""Cells: the single measurements that a table is made of, each kept in a file once it is done."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from shutil import rmtree
+from time import perf_counter
+from typing import Any, Concatenate
+
+from retnet import __version__
+from retnet.checkpoint.files import replace_files
+from retnet.device import threads
+from retnet.measure import machine_facts
+
+Values = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a cell works.
+
+    Attributes:
+        folder: its own; it is deleted once the cell is done.
+        data: the data sets.
+        texts: those that were made ready for training.
+        device: of models that are trained.
+        threads: of the CPU.
+    """
+
+    folder: Path
+    data: Path
+    texts: Path
+    device: str
+    threads: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One measurement.
+
+    Attributes:
+        key: what its file is called.
+        measure: a function of a module, called as measure(place, **settings): values for JSON.
+        settings: plain values, all that the result depends on.
+        is_timed: whether it tells times, so that nothing else may run beside it.
+    """
+
+    key: str
+    measure: Callable[Concatenate[Place, ...], Values]
+    settings: Mapping[str, Any]
+    is_timed: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What a cell found: with which settings, on which machine, in how many seconds."""
+
+    key: str
+    settings: Values
+    result: Values
+    machine: Values
+    seconds: float
+
+    def to_dict(self) -> Values:
+        """Plain values, for JSON."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+
+class StoppedError(Exception):
+    """A signal ended a cell before it was done; what it has is kept, and it can be gone on with."""
+
+
+class CellFolder:
+    """The records of cells, and where cells work.
+
+    Attributes:
+        path: with a file for each record; under it "work", with a folder for each unfinished cell.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def work(self, cell: Cell) -> Path:
+        """Where a cell works."""
+        return self.path / "work" / cell.key
+
+    def read(self, cell: Cell) -> Record | None:
+        """What was found before, if it was; ValueError where that was with other settings."""
+        path = self._file(cell)
+        if not path.exists():
+            return None
+        try:
+            record = Record(**json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path} can't be read: {error}; delete it to measure anew") from error
+        differences = list(_differences(record.settings, _plain(cell.settings)))
+        if differences:
+            raise ValueError(
+                f"{path} was measured with other settings: {'; '.join(differences)}; choose "
+                "another out folder, or delete the file to measure anew"
+            )
+        return record
+
+    def save(self, cell: Cell, record: Record) -> None:
+        """Keep a record, all of it or nothing, and forget what the cell worked with."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(record.to_dict(), indent=1, allow_nan=False) + "\n"
+        replace_files({self._file(cell): lambda path: path.write_text(text, encoding="utf-8")})
+        rmtree(self.work(cell), ignore_errors=True)
+
+    def _file(self, cell: Cell) -> Path:
+        return self.path / f"{cell.key}.json"
+
+
+def run_cells(
+    cells: Sequence[Cell],
+    folder: CellFolder,
+    place: Callable[[Path, int], Place],
+    *,
+    jobs: int,
+    num_threads: int,
+) -> Iterator[tuple[Cell, Record]]:
+    """Each cell with its record, those known before first, the others as they are done.
+
+    place: of a folder and a number of threads. Timed cells run alone, after all others, with all
+    threads. Raises what went wrong in a cell once those beside it have ended; `StoppedError` or
+    KeyboardInterrupt after a signal.
+    """
+    known = {cell.key: folder.read(cell) for cell in cells}
+    for cell in cells:
+        if (record := known[cell.key]) is not None:
+            yield cell, record
+    missing = [cell for cell in cells if known[cell.key] is None]
+    untimed = [cell for cell in missing if not cell.is_timed]
+    jobs = min(jobs, len(untimed))
+    share = max(1, num_threads // max(1, jobs))
+
+    def work(cell: Cell, count: int) -> tuple[Cell, Place]:
+        path = folder.work(cell)
+        path.mkdir(parents=True, exist_ok=True)
+        return cell, place(path, count)
+
+    done = _in_processes(untimed, work, jobs, share) if jobs > 1 else _here(untimed, work, share)
+    for cell, record in done:
+        folder.save(cell, record)
+        yield cell, record
+    for cell, record in _here([each for each in missing if each.is_timed], work, num_threads):
+        folder.save(cell, record)
+        yield cell, record
+
+
+Work = Callable[[Cell, int], tuple[Cell, Place]]
+
+
+def _here(cells: Sequence[Cell], work: Work, share: int) -> Iterator[tuple[Cell, Record]]:
+    for cell in cells:
+        yield cell, measure_cell(*work(cell, share))
+
+
+def _in_processes(
+    cells: Sequence[Cell], work: Work, jobs: int, share: int
+) -> Iterator[tuple[Cell, Record]]:
+    waiting = list(reversed(cells))
+    running: dict[Future[Record], Cell] = {}
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                cell = waiting.pop()
+                running[pool.submit(measure_cell, *work(cell, share))] = cell
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                yield running.pop(future), future.result()
+
+
+def measure_cell(cell: Cell, place: Place) -> Record:
+    """Measure a cell in this process."""
+    start = perf_counter()
+    with threads(place.threads):
+        result = cell.measure(place, **cell.settings)
+        machine = {"retnet": __version__, **machine_facts()}
+    return Record(
+        key=cell.key,
+        settings=_plain(cell.settings),
+        result=_plain(result),
+        machine=machine,
+        seconds=round(perf_counter() - start, 1),
+    )
+
+
+def _plain(values: Mapping[str, Any]) -> Values:
+    """Values as JSON gives them back."""
+    plain: Values = json.loads(json.dumps(values, allow_nan=False))
+    return plain
+
+
+def _differences(before: Any, now: Any, name: str = "") -> Iterator[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in sorted(before.keys() | now.keys()):
+            path = f"{name}.{key}" if name else key
+            yield from _differences(before.get(key), now.get(key), path)
+    elif before != now:
+        yield f"{name} was {before!r} and is {now!r}"
