@@ -105,3 +105,149 @@ LANGUAGE: dict[Budget, LanguageBudget] = {
         scoring=_windows(10_000_000, 65_536, 2_048),
     ),
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContextBudget:
+    """How models with contexts of different lengths are compared: apart from that, and from their
+    batches, which make up for it, as language models are.
+
+    Attributes:
+        contexts: tokens in a window, ascending.
+        tokens_per_step: the same for all.
+        steps: of all.
+        scored: bytes at the end of each passage of the longest context that count.
+        num_bytes: of each set, in such passages.
+    """
+
+    contexts: tuple[int, ...]
+    tokens_per_step: int
+    steps: int
+    scored: int
+    num_bytes: int
+
+
+CONTEXT: dict[Budget, ContextBudget] = {
+    "smoke": ContextBudget(
+        contexts=(16, 32), tokens_per_step=64, steps=2, scored=8, num_bytes=2_000
+    ),
+    "small": ContextBudget(
+        contexts=(512, 1_024, 2_048),
+        tokens_per_step=4_096,
+        steps=500,
+        scored=128,
+        num_bytes=1_000_000,
+    ),
+    "paper": ContextBudget(
+        contexts=(512, 1_024, 2_048),
+        tokens_per_step=2**19,
+        steps=10_000,
+        scored=128,
+        num_bytes=10_000_000,
+    ),
+}
+
+# Figure 5: what a model of each size has, and over how many steps it is trained.
+SIZES: dict[Budget, dict[str, dict[str, Any]]] = {
+    "smoke": {"d 32": {"d_model": 32}, "d 64": {"d_model": 64}},
+    "small": {
+        "d 64": {"d_model": 64, "num_heads": 2},
+        "d 96": {"d_model": 96, "num_heads": 3},
+        "d 128": {"d_model": 128, "num_heads": 4},
+        "d 192": {"d_model": 192, "num_heads": 6},
+    },
+    "paper": {
+        "1.3B": {"d_model": 2048, "num_layers": 24, "num_heads": 8},
+        "2.7B": {"d_model": 2560, "num_layers": 32, "num_heads": 10},
+        "6.7B": {"d_model": 4096, "num_layers": 32, "num_heads": 16},
+    },
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostBudget:
+    """What costs are measured of.
+
+    Attributes:
+        model: of all architectures, a `ModelConfig`'s fields.
+        decoding: tokens before a step; training: tokens of a row.
+        steps, rounds: how many steps are timed together, and how often.
+    """
+
+    model: Mapping[str, Any]
+    decoding: tuple[int, ...]
+    training: tuple[int, ...]
+    steps: int
+    rounds: int
+
+
+COST: dict[Budget, CostBudget] = {
+    "smoke": CostBudget(
+        model={"d_model": 64, "num_layers": 1, "num_heads": 2},
+        decoding=(64, 128),
+        training=(64, 128),
+        steps=2,
+        rounds=2,
+    ),
+    "small": CostBudget(
+        model={"d_model": 128, "num_layers": 4, "num_heads": 4},
+        decoding=(2_048, 4_096, 8_192, 16_384, 32_768),
+        training=(1_024, 2_048, 4_096, 8_192),
+        steps=8,
+        rounds=5,
+    ),
+    "paper": CostBudget(
+        model=_PAPER_MODEL,
+        decoding=(2_048, 4_096, 8_192, 16_384, 32_768),
+        training=(1_024, 2_048, 4_096, 8_192),
+        steps=8,
+        rounds=5,
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodingBudget:
+    """Figure 6: a RetNet and a Transformer of one size, at contexts and batch sizes.
+
+    Attributes:
+        model: of both, a `ModelConfig`'s fields.
+        dtype: "bf16" or "fp32".
+        lengths, batch_sizes: of all pairs of these.
+        steps, rounds: how many steps are timed together, and how often.
+    """
+
+    model: Mapping[str, Any]
+    dtype: str
+    lengths: tuple[int, ...]
+    batch_sizes: tuple[int, ...]
+    steps: int
+    rounds: int
+
+
+DECODING: dict[Budget, DecodingBudget] = {
+    "smoke": DecodingBudget(
+        model={"d_model": 64, "num_layers": 1, "num_heads": 2},
+        dtype="fp32",
+        lengths=(16, 32),
+        batch_sizes=(1, 2),
+        steps=2,
+        rounds=2,
+    ),
+    "small": DecodingBudget(
+        model={"vocab_size": 16_384, "d_model": 768, "num_layers": 12, "num_heads": 6},
+        dtype="bf16",
+        lengths=(1_024, 2_048, 4_096, 8_192),
+        batch_sizes=(1, 2, 4, 8),
+        steps=8,
+        rounds=5,
+    ),
+    "paper": DecodingBudget(
+        model={"vocab_size": 50_304, "d_model": 4096, "num_layers": 32, "num_heads": 16},
+        dtype="bf16",
+        lengths=(2_048, 3_072, 4_096, 5_120, 6_144, 7_168, 8_192),
+        batch_sizes=(1, 2, 4, 8),
+        steps=4,
+        rounds=3,
+    ),
+}

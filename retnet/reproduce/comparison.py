@@ -16,7 +16,7 @@ from retnet.reproduce.findings import (
     Table,
     collect,
 )
-from retnet.reproduce.language import measure_language_model
+from retnet.reproduce.language_cells import in_turn, language_cell, language_texts
 from retnet.reproduce.models import ARCHITECTURES, ablations, variant
 from retnet.reproduce.paper import TABLE_5, TABLE_6
 from retnet.reproduce.plot import points
@@ -36,34 +36,16 @@ def _ablations(budget: LanguageBudget) -> dict[str, Any]:
     return ablations(budget.model["num_heads"])
 
 
-def language_cell(name: str, changes: Mapping[str, Any], seed: int, ask: Ask) -> Cell:
-    """A model of the budget's, with some changes, trained from a seed."""
-    budget = LANGUAGE[ask.budget]
-    config = variant(dict(budget.model), dict(changes))
-    return Cell(
-        key=f"language-{slug(name)}-seed{seed}",
-        measure=measure_language_model,
-        settings={
-            "model": config.to_dict(),
-            "training": {**budget.training, "seed": seed},
-            "text": ask.describe(budget.text)._asdict(),
-            "scoring": dict(budget.scoring),
-            "sets": [ask.describe(each)._asdict() for each in budget.sets.values()],
-        },
-    )
-
-
 def _cells(variants: Callable[[LanguageBudget], dict[str, Any]], ask: Ask) -> dict[str, list[Cell]]:
     """The cells of each variant, one a seed."""
+    budget = LANGUAGE[ask.budget]
     return {
-        name: [language_cell(name, changes, seed, ask) for seed in ask.seeds]
-        for name, changes in variants(LANGUAGE[ask.budget]).items()
+        name: [
+            language_cell(slug(name), variant(budget.model, changes), seed, ask)
+            for seed in ask.seeds
+        ]
+        for name, changes in variants(budget).items()
     }
-
-
-def _in_turn(groups: Mapping[str, Sequence[Cell]]) -> list[Cell]:
-    """Seed by seed, so that an interrupted study has something of everything."""
-    return [cell for cells in zip(*groups.values(), strict=True) for cell in cells]
 
 
 def _find(
@@ -259,20 +241,15 @@ def _notes(budget: LanguageBudget) -> list[str]:
     ]
 
 
-def _texts(ask: Ask) -> list[tuple[str, str]]:
-    budget = LANGUAGE[ask.budget]
-    return [(budget.text, budget.held_out)]
-
-
 def _study(
     title: str,
     variants: Callable[[LanguageBudget], dict[str, Any]],
     paper: Mapping[str, Sequence[float]],
 ) -> Study:
     return Study(
-        cells=lambda ask: _in_turn(_cells(variants, ask)),
+        cells=lambda ask: in_turn(_cells(variants, ask)),
         find=lambda ask, records: _find(title, variants, paper, ask, records),
-        texts=_texts,
+        texts=language_texts,
     )
 
 

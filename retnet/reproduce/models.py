@@ -1,5 +1,6 @@
 """The models that are compared: the paper's architectures and ablations, at equal parameters."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -60,7 +61,7 @@ def with_parameters(config: ModelConfig, target: int) -> ModelConfig:
     return replace(config, ffn_size=width)
 
 
-def variant(base: dict[str, Any], changes: dict[str, Any]) -> ModelConfig:
+def variant(base: Mapping[str, Any], changes: Mapping[str, Any]) -> ModelConfig:
     """A model that differs from another in some settings and, within 2 %, in no parameters."""
     plain = ModelConfig(**base)
     config, target = ModelConfig(**{**base, **changes}), count_parameters(plain)

@@ -16,15 +16,16 @@ def plot_findings(findings: Findings, image: Path) -> None:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("the picture needs matplotlib: pip install 'retnet[plot]'") from error
-    columns = min(_PANELS_IN_A_ROW, len(findings.panels))
-    rows = -(-len(findings.panels) // columns)
+    panels = [panel for panel in findings.panels if panel.lines]
+    columns = min(_PANELS_IN_A_ROW, max(1, len(panels)))
+    rows = max(1, -(-len(panels) // columns))
     figure = Figure(figsize=(6.5 * columns, 4.6 * rows), layout="constrained", dpi=120)
     figure.suptitle(findings.title)
     every = figure.subplots(rows, columns, squeeze=False).flat
-    colours = _colours(findings.panels)
-    for axes, panel in zip(every, findings.panels, strict=False):
+    colours = _colours(panels)
+    for axes, panel in zip(every, panels, strict=False):
         _draw(axes, panel, colours)
-    for axes in every[len(findings.panels) :]:
+    for axes in every[len(panels) :]:
         axes.remove()
     figure.savefig(image, format="png")
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from retnet.reproduce.cells import Cell, Record, Values
 from retnet.reproduce.config import Budget
@@ -57,8 +56,3 @@ def slug(name: str) -> str:
     """A name as part of a file's."""
     kept = "".join(each if each.isalnum() else "-" for each in name.lower())
     return "-".join(part for part in kept.split("-") if part)
-
-
-def plain(values: Mapping[str, Any]) -> Values:
-    """A dictionary of its own."""
-    return dict(values)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from retnet.config import ModelConfig
-from retnet.loss import IGNORED, linear_next_token_loss
+from retnet.loss import IGNORED, linear_next_token_loss, linear_token_costs
 from retnet.model import RetNet
 from retnet.tasks.draws import TEST_SEED
 from retnet.tasks.recall import Examples, Task
@@ -152,6 +152,20 @@ def accuracy(
         right += int((model.logits(features).argmax(dim=-1) == targets).sum())
         asked += len(targets)
     return right / asked
+
+
+@torch.no_grad()
+def loss_nats(
+    model: RetNet, task: Task, *, num_examples: int = 1024, batch_size: int = 128
+) -> float:
+    """What an answer costs on average, in nats, on examples for tests."""
+    total, asked = 0.0, 0
+    for step, first in enumerate(range(0, num_examples, batch_size)):
+        rows = min(batch_size, num_examples - first)
+        features, targets = _asked(model.eval(), task.batch(rows, seed=TEST_SEED, step=step))
+        costs = linear_token_costs(features, model.head_weight, targets)
+        total, asked = total + float(costs.sum(dtype=torch.float64)), asked + len(targets)
+    return total / asked
 
 
 @torch.no_grad()

@@ -1,0 +1,275 @@
+"""Recall: how much of what was read can be asked for, by the size of the state."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from retnet.config import ModelConfig
+from retnet.reproduce.cells import Cell, Values
+from retnet.reproduce.config import Budget
+from retnet.reproduce.findings import LEAST_SEEDS, Check, Findings, Line, Panel, Spread, Table
+from retnet.reproduce.language_cells import in_turn
+from retnet.reproduce.study import Ask, Records, Study, results, slug
+from retnet.reproduce.task_cells import task_cell
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecallBudget:
+    """What is asked of whom.
+
+    Attributes:
+        model: of all models.
+        length, vocab_size, random_filler: of associative recall.
+        pairs: how many are to be recalled.
+        keys: sizes of a head's keys, which its state grows with.
+        controls: other models that are asked the same: name -> changes to the model.
+        steps, batch_size, rate: of training.
+        tasks: what else is asked, of the largest state and of attention: name -> task.
+    """
+
+    model: Mapping[str, Any]
+    length: int
+    vocab_size: int
+    random_filler: bool
+    pairs: tuple[int, ...]
+    keys: tuple[int, ...]
+    controls: Mapping[str, Mapping[str, Any]]
+    steps: int
+    batch_size: int
+    rate: float
+    tasks: Mapping[str, Mapping[str, Any]]
+
+
+_CONTROLS = {
+    "Transformer": {"mixer": "attention", "num_heads": 1, "key_size": 0},
+    "Linear Transformer": {"mixer": "linear", "num_heads": 1, "key_size": 0},
+}
+
+_SMALL = RecallBudget(
+    model={"vocab_size": 8_192, "d_model": 64, "num_layers": 2, "num_heads": 2},
+    length=64,
+    vocab_size=8_192,
+    random_filler=True,
+    pairs=(4, 8, 16),
+    keys=(8, 32, 128),
+    controls=_CONTROLS,
+    steps=2_000,
+    batch_size=64,
+    rate=3e-3,
+    tasks={
+        "copying 16": {"kind": "copying", "num_copied": 16, "vocab_size": 256},
+        "induction in 64": {"kind": "induction", "length": 64, "vocab_size": 256},
+        "needle in 256": {"kind": "needle", "length": 256, "depth": 0.25, "vocab_size": 256},
+    },
+)
+BUDGETS: dict[Budget, RecallBudget] = {
+    "smoke": RecallBudget(
+        model={"vocab_size": 64, "d_model": 32, "num_layers": 1, "num_heads": 2},
+        length=16,
+        vocab_size=64,
+        random_filler=True,
+        pairs=(2, 4),
+        keys=(4, 8),
+        controls=_CONTROLS,
+        steps=2,
+        batch_size=4,
+        rate=1e-3,
+        tasks={"copying 4": {"kind": "copying", "num_copied": 4, "vocab_size": 16}},
+    ),
+    "small": _SMALL,
+    "paper": _SMALL,
+}
+
+
+def _training(budget: RecallBudget) -> dict[str, Any]:
+    return {
+        "optimizer": {
+            "learning_rate": budget.rate,
+            "weight_decay": 0.1,
+            "warmup_steps": min(100, budget.steps // 2),
+        },
+        "num_steps": budget.steps,
+        "batch_size": budget.batch_size,
+        "test_every": max(1, budget.steps // 20),
+    }
+
+
+def _models(budget: RecallBudget) -> dict[str, ModelConfig]:
+    ours = {
+        f"RetNet, keys of {size}": ModelConfig(**{**budget.model, "key_size": size})
+        for size in budget.keys
+    }
+    return ours | {
+        name: ModelConfig(**{**budget.model, **changes})
+        for name, changes in budget.controls.items()
+    }
+
+
+def _cells(ask: Ask) -> dict[tuple[str, str], list[Cell]]:
+    """(model, task) -> its cells, one a seed."""
+    budget = BUDGETS[ask.budget]
+    models = _models(budget)
+    asked: dict[str, Mapping[str, Any]] = {
+        f"{pairs} pairs": {
+            "kind": "recall",
+            "length": budget.length,
+            "num_pairs": pairs,
+            "vocab_size": budget.vocab_size,
+            "random_filler": budget.random_filler,
+        }
+        for pairs in budget.pairs
+    }
+    pairs = [(name, task, asked[task]) for task in asked for name in models]
+    largest = f"RetNet, keys of {budget.keys[-1]}"
+    pairs += [
+        (name, task, settings)
+        for task, settings in budget.tasks.items()
+        for name in (largest, "Transformer")
+    ]
+    return {
+        (name, task): [
+            task_cell(
+                f"recall-{slug(name)}-{slug(task)}",
+                model=models[name],
+                task=settings,
+                training=_training(budget),
+                seed=seed,
+            )
+            for seed in ask.seeds
+        ]
+        for name, task, settings in pairs
+    }
+
+
+Found = dict[tuple[str, str], list[Values]]
+
+
+def _find(ask: Ask, records: Records) -> Findings | None:
+    budget = BUDGETS[ask.budget]
+    found: Found = {
+        key: [result for _, result in rows]
+        for key, cells in _cells(ask).items()
+        if (rows := results(cells, records))
+    }
+    if not found:
+        return None
+    pairs = [f"{count} pairs" for count in budget.pairs]
+    tables = [
+        _table("Associative recall: share of right answers", found, pairs),
+        _table("Other tasks: share of right answers", found, list(budget.tasks)),
+    ]
+    return Findings(
+        title="Recall: what a state of constant size can be asked for",
+        tables=[table for table in tables if table.rows],
+        panels=[_by_state(found, budget), _by_pairs(found, budget)],
+        checks=_checks(found, budget),
+        notes=[
+            f"Multi-query associative recall of Zoology (arXiv:2312.04927) in {budget.length} "
+            f"tokens, vocabulary {budget.vocab_size:,}, two layers of width "
+            f"{budget.model['d_model']}, at most {budget.steps:,} steps of {budget.batch_size} "
+            "rows, fewer where 99 % were right before. What is measured is what can be learned in "
+            "so many steps, which may be less than what a state can hold.",
+        ],
+    )
+
+
+def _accuracy(found: Found, name: str, task: str) -> Spread | None:
+    rows = found.get((name, task))
+    return Spread(tuple(row["accuracy"] for row in rows)) if rows else None
+
+
+def _names(found: Found) -> list[str]:
+    return list(dict.fromkeys(name for name, _ in found))
+
+
+def _table(title: str, found: Found, tasks: list[str]) -> Table:
+    rows = []
+    for name in _names(found):
+        spreads = [_accuracy(found, name, task) for task in tasks]
+        if not any(spreads):
+            continue
+        states = [row["state_bytes"] for task in tasks for row in found.get((name, task), [])]
+        sizes = [row["num_parameters"] for task in tasks for row in found.get((name, task), [])]
+        cells = ["-" if spread is None else spread.text() for spread in spreads]
+        rows.append([name, f"{sizes[0]:,}", f"{max(states):,}", *cells])
+    return Table(title=title, columns=["model", "parameters", "state, bytes", *tasks], rows=rows)
+
+
+def _by_state(found: Found, budget: RecallBudget) -> Panel:
+    lines = []
+    for count in budget.pairs:
+        task = f"{count} pairs"
+        names = [f"RetNet, keys of {size}" for size in budget.keys]
+        known = [name for name in names if (name, task) in found]
+        spreads = [_accuracy(found, name, task) for name in known]
+        if known:
+            lines.append(
+                Line(
+                    name=task,
+                    x=[found[name, task][0]["state_bytes"] for name in known],
+                    y=[spread.mean for spread in spreads if spread],
+                    spread=[spread.deviation or 0.0 for spread in spreads if spread],
+                )
+            )
+    return Panel(
+        title="RetNet by the size of its state",
+        x_label="bytes of state",
+        y_label="right answers",
+        lines=lines,
+        log_x=True,
+    )
+
+
+def _by_pairs(found: Found, budget: RecallBudget) -> Panel:
+    lines = []
+    for name in _names(found):
+        known = [count for count in budget.pairs if (name, f"{count} pairs") in found]
+        spreads = [_accuracy(found, name, f"{count} pairs") for count in known]
+        if known:
+            lines.append(
+                Line(
+                    name=name,
+                    x=known,
+                    y=[spread.mean for spread in spreads if spread],
+                    spread=[spread.deviation or 0.0 for spread in spreads if spread],
+                )
+            )
+    return Panel(
+        title="by the number of pairs",
+        x_label="pairs",
+        y_label="right answers",
+        lines=lines,
+        log_x=True,
+    )
+
+
+def _checks(found: Found, budget: RecallBudget) -> list[Check]:
+    checks = []
+    control = _accuracy(found, "Transformer", f"{budget.pairs[0]} pairs")
+    if control is not None:
+        checks.append(
+            Check(
+                claim=f"control: attention recalls {budget.pairs[0]} pairs, 0.99",
+                value=control.text(),
+                holds=min(control.values) >= 0.99,
+            )
+        )
+    least, most = (f"RetNet, keys of {budget.keys[place]}" for place in (0, -1))
+    few, many = (f"{budget.pairs[place]} pairs" for place in (0, -1))
+    for claim, one, two in (
+        (f"{few}: more with keys of {budget.keys[-1]}", (most, few), (least, few)),
+        (f"{most}: more of {few} than of {many}", (most, few), (most, many)),
+    ):
+        higher, lower = _accuracy(found, *one), _accuracy(found, *two)
+        if higher is None or lower is None or len(higher.values) < LEAST_SEEDS:
+            continue
+        difference = higher.minus(lower)
+        if difference is not None:
+            holds = min(difference.values) > 0
+            checks.append(Check(claim=claim, value=difference.text(), holds=holds))
+    return checks
+
+
+RECALL = Study(
+    cells=lambda ask: in_turn({str(key): cells for key, cells in _cells(ask).items()}), find=_find
+)

@@ -1,0 +1,229 @@
+"""Table 1: what decoding and training cost against length, as exponents that are measured."""
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from retnet.reproduce.budgets import COST, CostBudget
+from retnet.reproduce.cells import Cell
+from retnet.reproduce.cost import exponent, exponents, measure_step_cost, measure_training_cost
+from retnet.reproduce.findings import Check, Findings, Line, Panel, Table
+from retnet.reproduce.models import ARCHITECTURES, variant
+from retnet.reproduce.paper import TABLE_1
+from retnet.reproduce.study import Ask, Records, Study, slug
+
+# Attention as it was before it was fused, whose scores are all in memory.
+UNFUSED = "Transformer, not fused"
+
+
+def _cells(ask: Ask) -> dict[tuple[str, str], Cell]:
+    cells = {("decoding", name): cell for name, cell in decoding_cells(ask).items()}
+    return cells | {("training", name): cell for name, cell in training_cells(ask).items()}
+
+
+def decoding_cells(ask: Ask) -> dict[str, Cell]:
+    """What a step costs, of each architecture."""
+    budget = COST[ask.budget]
+    return {
+        name: Cell(
+            key=f"decoding-cost-{slug(name)}",
+            measure=measure_step_cost,
+            settings={
+                "model": variant(budget.model, changes).to_dict(),
+                "lengths": list(budget.decoding),
+                "steps": budget.steps,
+                "rounds": budget.rounds,
+            },
+            is_timed=True,
+        )
+        for name, changes in ARCHITECTURES.items()
+    }
+
+
+def training_cells(ask: Ask) -> dict[str, Cell]:
+    """What training costs, of each architecture, and of attention that is not fused."""
+    budget = COST[ask.budget]
+    models = ARCHITECTURES | {UNFUSED: ARCHITECTURES["Transformer"]}
+    return {
+        name: Cell(
+            key=f"training-cost-{slug(name)}",
+            measure=measure_training_cost,
+            settings={
+                "model": variant(budget.model, changes).to_dict(),
+                "lengths": list(budget.training),
+                "rounds": budget.rounds,
+                "fused": name != UNFUSED,
+            },
+            is_timed=True,
+        )
+        for name, changes in models.items()
+    }
+
+
+Found = dict[tuple[str, str], dict[str, Any]]
+
+
+def _find(ask: Ask, records: Records) -> Findings | None:
+    budget = COST[ask.budget]
+    found = {
+        key: records[cell.key].result for key, cell in _cells(ask).items() if cell.key in records
+    }
+    if not found:
+        return None
+    return Findings(
+        title="Table 1: cost against length, measured",
+        tables=[_exponent_table(found, budget), _cost_table(found, budget)],
+        panels=_panels(found, budget),
+        checks=_checks(found, budget),
+        notes=[
+            f"Exponents are slopes of logarithms: p of a cost that goes as length^p, over "
+            f"{_range(budget.decoding)} tokens before a step and {_range(budget.training)} tokens "
+            "of a row in training; of the median times, in brackets the least and the greatest of "
+            f"{budget.rounds} rounds in which all lengths took turns. Fixed costs make exponents "
+            "smaller than they would be of longer texts. Decoding is `retnet.step`, a row alone, "
+            "for all; training memory is what the process grows by.",
+        ],
+    )
+
+
+def _range(lengths: Sequence[int]) -> str:
+    return f"{lengths[0]:,} to {lengths[-1]:,}"
+
+
+def _exponent_table(found: Found, budget: CostBudget) -> Table:
+    rows = []
+    for name in (*ARCHITECTURES, UNFUSED):
+        paper = TABLE_1.get(name, ("", "", "", ""))
+        decoding, training = found.get(("decoding", name)), found.get(("training", name))
+        rows.append(
+            [
+                name,
+                _slope(budget.decoding, decoding, "step_s"),
+                _memory_slope(budget.decoding, decoding, "state_bytes"),
+                paper[1],
+                _slope(budget.training, training, "step_s"),
+                _memory_slope(budget.training, training, "peak_bytes"),
+                paper[2],
+            ]
+        )
+    return Table(
+        title="Exponents, beside what the paper states",
+        columns=[
+            "model",
+            "decoding time",
+            "its memory",
+            "paper",
+            "training time",
+            "its memory",
+            "paper",
+        ],
+        rows=rows,
+    )
+
+
+def _slope(lengths: Sequence[int], found: dict[str, Any] | None, key: str) -> str:
+    if found is None:
+        return "-"
+    each = exponents(lengths, found[key])
+    return f"{_median_slope(lengths, found[key]):.2f} ({min(each):.2f} to {max(each):.2f})"
+
+
+def _median_slope(lengths: Sequence[int], rounds_of: Sequence[Sequence[float]]) -> float:
+    return exponent(lengths, [statistics.median(rounds) for rounds in rounds_of])
+
+
+def _memory_slope(lengths: Sequence[int], found: dict[str, Any] | None, key: str) -> str:
+    if found is None or min(found[key]) <= 0:
+        return "-"
+    return f"{exponent(lengths, found[key]):.2f}"
+
+
+def _cost_table(found: Found, budget: CostBudget) -> Table:
+    """What is behind the exponents, at the ends."""
+    rows = []
+    for (what, name), result in found.items():
+        lengths = budget.decoding if what == "decoding" else budget.training
+        memory = result["state_bytes" if what == "decoding" else "peak_bytes"]
+        for place in (0, -1):
+            time_ms = 1e3 * statistics.median(result["step_s"][place])
+            rows.append(
+                [
+                    f"{name}, {what}",
+                    f"{lengths[place]:,}",
+                    f"{time_ms:,.2f}",
+                    f"{memory[place] / 1e6:,.2f}",
+                ]
+            )
+    return Table(
+        title="Milliseconds a step, and megabytes: state in decoding, growth in training",
+        columns=["model", "tokens", "ms", "MB"],
+        rows=rows,
+    )
+
+
+def _panels(found: Found, budget: CostBudget) -> list[Panel]:
+    panels = []
+    for what, lengths, memory, unit in (
+        ("decoding", budget.decoding, "state_bytes", "state"),
+        ("training", budget.training, "peak_bytes", "growth"),
+    ):
+        results = {name: result for (kind, name), result in found.items() if kind == what}
+        times = [
+            Line(
+                name=name,
+                x=lengths,
+                y=[1e3 * statistics.median(rounds) for rounds in result["step_s"]],
+            )
+            for name, result in results.items()
+        ]
+        held = [
+            Line(name=name, x=lengths, y=[each / 1e6 for each in result[memory]])
+            for name, result in results.items()
+            if min(result[memory]) > 0
+        ]
+        panels += [
+            Panel(
+                title=f"{what}: time",
+                x_label="tokens",
+                y_label="ms a step",
+                lines=times,
+                log_x=True,
+                log_y=True,
+            ),
+            Panel(
+                title=f"{what}: memory",
+                x_label="tokens",
+                y_label=f"MB of {unit}",
+                lines=held,
+                log_x=True,
+                log_y=True,
+            ),
+        ]
+    return panels
+
+
+def _checks(found: Found, budget: CostBudget) -> list[Check]:
+    checks = []
+    ours, theirs = found.get(("decoding", "RetNet")), found.get(("decoding", "Transformer"))
+    training = found.get(("training", "RetNet"))
+    if ours is not None:
+        time = _median_slope(budget.decoding, ours["step_s"])
+        memory = exponent(budget.decoding, ours["state_bytes"])
+        checks += [
+            _near("RetNet's decoding time: exponent within 0.05 of 0", time, 0, 0.05),
+            _near("RetNet's decoding memory: exponent within 0.05 of 0", memory, 0, 0.05),
+        ]
+    if theirs is not None:
+        memory = exponent(budget.decoding, theirs["state_bytes"])
+        checks.append(_near("the Transformer's decoding memory: exponent 1", memory, 1, 0.01))
+    if training is not None:
+        time = _median_slope(budget.training, training["step_s"])
+        checks.append(_near("chunkwise training time: exponent within 0.1 of 1", time, 1, 0.1))
+    return checks
+
+
+def _near(claim: str, value: float, goal: float, apart: float) -> Check:
+    return Check(claim=claim, value=f"{value:.3f}", holds=abs(value - goal) <= apart)
+
+
+TABLE1 = Study(cells=lambda ask: list(_cells(ask).values()), find=_find)
