@@ -96,7 +96,7 @@ def _run(values: Values) -> int:
 def _run_text(values: Values) -> int:
     from retnet.device import find_device
 
-    flags = {"device": "--device", "data": "--text", "num_bytes": "--roundtrip_bytes"}
+    flags = {"device": "--device", "num_bytes": "--roundtrip_bytes"}
     with naming_flags(flags):
         out, folder = _writable(values["out"]), require_folder(values["model"])
         device, date = find_device(values["device"]), datetime.now(UTC)
@@ -214,7 +214,7 @@ def _report(
 
 COMMAND = Command(
     summary="score a model on tasks of EleutherAI's evaluation harness, or on text",
-    usage="[--model DIR] [--tasks NAME,...] [--task_data DIR] [--text PATH] [flags]",
+    usage="[--model DIR] [--tasks NAME,...] [--task_data DIR] [--text SOURCE] [flags]",
     details="Takes any causal model that transformers loads. DIR of --task_data has a folder a "
     "task, named as the task, with .jsonl, .json or .parquet files named as their splits; the "
     "members of a group have one each. docs/evaluation.md has examples.",

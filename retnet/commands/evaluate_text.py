@@ -23,13 +23,39 @@ if TYPE_CHECKING:
 
 Quantize = Literal["none", "int8"]
 
-TEXT_FLAGS = ("text", "quantize", "positions", "compressors", "roundtrip", "roundtrip_bytes")
+TEXT_FLAGS = (
+    "text",
+    "text_field",
+    "split",
+    "split_on",
+    "window",
+    "stride",
+    "quantize",
+    "positions",
+    "compressors",
+    "roundtrip",
+    "roundtrip_bytes",
+)
 
 
 def add_text_flags(parser: ArgumentParser) -> None:
     """Declare --text and what goes with it."""
-    text = "text file or folder to score in fp32 and bf16, in bits per byte, and no tasks"
-    add_flag(parser, "text", str | None, None, text, "PATH")
+    text = (
+        "text to score in fp32 and bf16, and no tasks: a text file, JSON lines, a folder of them, "
+        'or "hf:NAME" for a data set; whatever `retnet prepare` reads'
+    )
+    add_flag(parser, "text", str | None, None, text, "SOURCE")
+    add_flag(parser, "text_field", str, "text", "field or column of --text with the text", "NAME")
+    add_flag(parser, "split", str, "validation", "of --text, where it is hf:NAME", "NAME")
+    text = "regular expression; a line of --text in which it is found begins a new document"
+    add_flag(parser, "split_on", str | None, None, text, "REGEX")
+    text = (
+        "read --text in windows of so many tokens that begin from nothing, instead of each "
+        "document from its beginning to its end with the state carried along"
+    )
+    add_flag(parser, "window", int | None, None, text)
+    text = "tokens between two windows, the last of each that count; by default half a window"
+    add_flag(parser, "stride", int | None, None, text)
     add_flag(parser, "quantize", Quantize, "none", "int8: --text also with its matrices in int8")
     text = "show also what --text costs by how far into its document it stands"
     add_switch(parser, "positions", text)
@@ -43,9 +69,21 @@ def require_text(values: Values) -> None:
     """UsageError where --text is missing for a flag that needs it."""
     if values["quantize"] != "none":
         raise UsageError("--quantize goes with --text; the tasks are scored as --dtype says")
-    for name in ("positions", "compressors", "roundtrip"):
+    for name in ("positions", "compressors", "roundtrip", "window", "stride", "split_on"):
         if values[name]:
-            raise UsageError(f"--{name} goes with --text PATH")
+            raise UsageError(f"--{name} goes with --text SOURCE")
+
+
+def _check_windows(values: Values) -> None:
+    window, stride = values["window"], values["stride"]
+    if stride is not None and window is None:
+        raise UsageError("--stride is of windows; pass --window too")
+    if window is not None and window < 1:
+        raise UsageError(f"--window must be at least 1, got {window}")
+    if window is not None and stride is not None and not 1 <= stride <= window:
+        raise UsageError(f"--stride must be from 1 to --window, {window}, got {stride}")
+    if window is not None and values["positions"]:
+        raise UsageError("--positions are those of whole documents; leave out --window")
 
 
 def score_text(folder: Path, device: "torch.device", values: Values) -> dict[str, Any]:
@@ -57,11 +95,19 @@ def score_text(folder: Path, device: "torch.device", values: Values) -> dict[str
     from rich.console import Console
 
     from retnet.checkpoint import read_config
-    from retnet.data.text import find_documents
+    from retnet.data.prepare.documents import read_documents
     from retnet.device import threads
     from retnet.eval.round_trip import beginning
 
-    console, texts = Console(highlight=False), find_documents(values["text"])
+    _check_windows(values)
+    console = Console(highlight=False)
+    fields = {name: values[name] for name in ("text_field", "split", "split_on")}
+    try:
+        texts = list(read_documents(values["text"], **fields))
+    except ValueError as error:
+        raise UsageError(f"--text {error}") from error
+    if not texts:
+        raise UsageError(f"--text {values['text']!r} holds no text")
     if values["roundtrip"]:
         read_config(folder).require_retention("--roundtrip")
         first = beginning(texts, values["roundtrip_bytes"])
@@ -86,13 +132,40 @@ def _score(
     from retnet.eval.precision import score_precisions
 
     start, int8 = time.perf_counter(), values["quantize"] == "int8"
-    scores = list(score_precisions(folder, texts, int8=int8, device=device))
+    scores = list(
+        score_precisions(
+            folder,
+            texts,
+            int8=int8,
+            device=device,
+            window=values["window"],
+            stride=values["stride"],
+        )
+    )
     console.print(_score_table(scores))
     if values["positions"]:
         console.print(_position_table(scores))
-    seconds, num_bytes = time.perf_counter() - start, scores[0].num_bytes
-    console.print(f"{seconds:,.0f} s, {len(texts):,} documents, {num_bytes:,} bytes")
+    seconds, first = time.perf_counter() - start, scores[0]
+    console.print(
+        f"perplexity with {first.weights}: {first.token_perplexity:,.3f} a {first.unit}, "
+        f"{first.word_perplexity:,.5g} a word (words and ends of lines, {first.num_words:,})"
+    )
+    count = f"{len(texts):,} document{'s' if len(texts) > 1 else ''}"
+    console.print(f"{seconds:,.0f} s, {count}, {first.num_bytes:,} bytes")
+    console.print(_protocol(values), style="dim", soft_wrap=True)
     return scores
+
+
+def _protocol(values: Values) -> str:
+    """What was read how, in a line."""
+    window = values["window"]
+    if window is None:
+        return "each document was read from bos to its end, the state carried along"
+    stride = values["stride"] or max(1, window // 2)
+    return (
+        f"read in windows of {window:,} tokens that begin with nothing, {stride:,} apart, of which "
+        f"the last {stride:,} count (of a document's first window, all)"
+    )
 
 
 def _score_table(scores: "Sequence[PrecisionScore]") -> "Table":

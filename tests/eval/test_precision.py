@@ -68,7 +68,7 @@ def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     for score in report["scores"]:
         assert f"{score['bits_per_byte']:.4f}" in shown
     assert report["settings"]["quantize"] == "int8"
-    assert "1 documents, 360 bytes" in shown
+    assert "1 document, 360 bytes" in shown
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,9 @@ def test_without_flags_there_is_one_table(
     assert evaluate(folder, text, "--positions", "false") == 0
     shown = capsys.readouterr().out
     assert shown.count("┏") == 1
-    assert shown.splitlines()[-1].endswith("2 documents, 1,013 bytes")
+    *_, counts, protocol = shown.splitlines()
+    assert counts.endswith("2 documents, 1,013 bytes")
+    assert protocol == "each document was read from bos to its end, the state carried along"
 
 
 def test_compressors(
@@ -164,9 +166,9 @@ def test_a_round_trip_that_fails(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--positions", "true"], "--positions goes with --text PATH"),
-        (["--compressors"], "--compressors goes with --text PATH"),
-        (["--roundtrip"], "--roundtrip goes with --text PATH"),
+        (["--positions", "true"], "--positions goes with --text SOURCE"),
+        (["--compressors"], "--compressors goes with --text SOURCE"),
+        (["--roundtrip"], "--roundtrip goes with --text SOURCE"),
         (["--roundtrip=perhaps"], "--roundtrip must be true or false, got 'perhaps'"),
     ],
 )
@@ -196,3 +198,64 @@ def test_a_model_that_no_decoder_takes(
     shown = capsys.readouterr()
     assert shown.err.startswith("retnet: error: --roundtrip needs a model whose mixer is retention")
     assert not shown.out
+
+
+def test_windows(
+    folder: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The protocol is told; a window that holds all there is reads it as a document is read."""
+    bits = []
+    for window in (8, 2048):
+        flags = ("--window", str(window), "--out", str(tmp_path / f"{window}.json"))
+        assert evaluate(folder, text, *flags) == 0
+        assert f"in windows of {window:,} tokens" in capsys.readouterr().out
+        report = json.loads((tmp_path / f"{window}.json").read_text())
+        assert report["settings"]["window"] == window
+        bits.append(report["scores"][0]["bits_per_byte"])
+    whole, _ = report_and_output(folder, text, tmp_path, capsys)
+    assert bits[1] == pytest.approx(whole["scores"][0]["bits_per_byte"], abs=1e-6) != bits[0]
+
+
+def test_perplexities(
+    folder: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All three are the same nats, by bytes and by words."""
+    report, shown = report_and_output(folder, text, tmp_path, capsys)
+    score, words = report["scores"][0], len(TEXT[:1000].split()) + TEXT[:1000].count("\n") + 2
+    assert score["token_perplexity"] == pytest.approx(2 ** score["bits_per_byte"])
+    assert score["word_perplexity"] == pytest.approx(2 ** (score["bits_per_byte"] * 1013 / words))
+    assert f"a word (words and ends of lines, {words:,})" in shown
+
+
+def test_json_lines(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every line is a document, and its text in the field that is named."""
+    lines = [json.dumps({"body": TEXT[start : start + 100]}) for start in (0, 100)]
+    (tmp_path / "text.jsonl").write_text("\n".join(lines) + "\n")
+    assert evaluate(folder, tmp_path / "text.jsonl", "--text_field", "body") == 0
+    assert "2 documents, 200 bytes" in capsys.readouterr().out
+
+
+def test_divided_text(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A line that matches begins a document."""
+    (tmp_path / "text.txt").write_text("= One =\nfirst\n= Two =\nsecond\n")
+    assert evaluate(folder, tmp_path / "text.txt", "--split_on", "^= .* =$") == 0
+    assert "2 documents, 29 bytes" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--stride", "4"], "--stride is of windows; pass --window too"),
+        (["--window", "0"], "--window must be at least 1, got 0"),
+        (["--window", "8", "--stride", "9"], "--stride must be from 1 to --window, 8, got 9"),
+        (
+            ["--window", "8", "--positions", "true"],
+            "--positions are those of whole documents; leave out --window",
+        ),
+    ],
+)
+def test_wrong_windows(
+    folder: Path, text: Path, flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate(folder, text, *flags) == 2
+    assert capsys.readouterr().err == f"retnet: error: {message}\n"
