@@ -1,9 +1,11 @@
 """`retnet reproduce`."""
 
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
+from types import FrameType
 from typing import TYPE_CHECKING, get_type_hints
 
 from jsonargparse import ArgumentParser
@@ -73,13 +75,27 @@ def _reproduce(config: ReproduceConfig, num_threads: int | None) -> int:
     tune_allocator()
     start = time.monotonic()
     try:
-        with threads(num_threads), _progress(console) as report:
+        with _terminated_as_interrupted(), threads(num_threads), _progress(console) as report:
             done = reproduce(config, STUDIES[config.study], report=report)
     except (KeyboardInterrupt, StoppedError):
         console.print("stopped; what was measured is kept: the same command goes on from there")
         return 130
     _show(console, done, time.monotonic() - start)
     return 0
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Inside, SIGTERM is as Ctrl-C: processes that were started here end with this one."""
+
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

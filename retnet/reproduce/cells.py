@@ -1,10 +1,8 @@
 """Cells: the single measurements that a table is made of, each kept in a file once it is done."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from shutil import rmtree
 from time import perf_counter
@@ -113,65 +111,6 @@ class CellFolder:
 
     def _file(self, cell: Cell) -> Path:
         return self.path / f"{cell.key}.json"
-
-
-def run_cells(
-    cells: Sequence[Cell],
-    folder: CellFolder,
-    place: Callable[[Path, int], Place],
-    *,
-    jobs: int,
-    num_threads: int,
-) -> Iterator[tuple[Cell, Record]]:
-    """Each cell with its record, those known before first, the others as they are done.
-
-    place: of a folder and a number of threads. Timed cells run alone, after all others, with all
-    threads. Raises what went wrong in a cell once those beside it have ended; `StoppedError` or
-    KeyboardInterrupt after a signal.
-    """
-    known = {cell.key: folder.read(cell) for cell in cells}
-    for cell in cells:
-        if (record := known[cell.key]) is not None:
-            yield cell, record
-    missing = [cell for cell in cells if known[cell.key] is None]
-    untimed = [cell for cell in missing if not cell.is_timed]
-    jobs = min(jobs, len(untimed))
-    share = max(1, num_threads // max(1, jobs))
-
-    def work(cell: Cell, count: int) -> tuple[Cell, Place]:
-        path = folder.work(cell)
-        path.mkdir(parents=True, exist_ok=True)
-        return cell, place(path, count)
-
-    done = _in_processes(untimed, work, jobs, share) if jobs > 1 else _here(untimed, work, share)
-    for cell, record in done:
-        folder.save(cell, record)
-        yield cell, record
-    for cell, record in _here([each for each in missing if each.is_timed], work, num_threads):
-        folder.save(cell, record)
-        yield cell, record
-
-
-Work = Callable[[Cell, int], tuple[Cell, Place]]
-
-
-def _here(cells: Sequence[Cell], work: Work, share: int) -> Iterator[tuple[Cell, Record]]:
-    for cell in cells:
-        yield cell, measure_cell(*work(cell, share))
-
-
-def _in_processes(
-    cells: Sequence[Cell], work: Work, jobs: int, share: int
-) -> Iterator[tuple[Cell, Record]]:
-    waiting = list(reversed(cells))
-    running: dict[Future[Record], Cell] = {}
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        while waiting or running:
-            while waiting and len(running) < jobs:
-                cell = waiting.pop()
-                running[pool.submit(measure_cell, *work(cell, share))] = cell
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                yield running.pop(future), future.result()
 
 
 def measure_cell(cell: Cell, place: Place) -> Record:

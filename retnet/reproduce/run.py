@@ -12,8 +12,9 @@ import torch
 from retnet import __version__
 from retnet.checkpoint.files import replace_files
 from retnet.measure import machine_facts
-from retnet.reproduce.cells import Cell, CellFolder, Place, Record, run_cells
+from retnet.reproduce.cells import Cell, CellFolder, Place, Record
 from retnet.reproduce.config import ReproduceConfig
+from retnet.reproduce.crew import run_cells
 from retnet.reproduce.findings import Findings
 from retnet.reproduce.plot import plot_findings
 from retnet.reproduce.study import Ask, Study

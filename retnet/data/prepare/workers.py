@@ -5,11 +5,11 @@ import signal
 import sys
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from multiprocessing import get_context, resource_tracker
+from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any, Self
 from retnet.data.prepare.encoders import Encoder, load_encoder
 from retnet.data.prepare.parts import Workshop, do_unit
 from retnet.data.prepare.units import Part, Unit
+from retnet.processes import without_interrupts
 
 _REPORT_BYTES = 1 << 20
 _PATIENCE_S = 10.0
@@ -71,7 +72,7 @@ class Crew:
 
     def _start(self, count: int) -> None:
         """Have at least so many processes."""
-        with _without_interrupts():
+        with without_interrupts():
             while len(self._workers) < count:
                 worker = _start(self._workshop.directory, self._tokenizer)
                 self._workers.append(worker)
@@ -152,21 +153,6 @@ def _start(directory: Path, tokenizer: Path) -> _Worker:
     process.start()
     theirs.close()
     return _Worker(process, ours)
-
-
-@contextmanager
-def _without_interrupts() -> Iterator[None]:
-    """Processes that are started inside never get Ctrl-C: it is for the one that started them."""
-    if sys.platform == "win32":
-        yield
-        return
-    # What multiprocessing starts with the first process would lift the block.
-    resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _work(connection: "Connection[Any, Any]", directory: Path, tokenizer: Path) -> None:

@@ -1,0 +1,138 @@
+"""Cells: each is measured once, with the settings it was asked for, and kept."""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from retnet.reproduce.cells import Cell, CellFolder, Place, Record, StoppedError
+from retnet.reproduce.crew import run_cells
+
+
+def square(place: Place, *, number: int) -> dict[str, Any]:
+    """What is measured: also where, in which process and when."""
+    (place.folder / "scratch").write_text("x")
+    return {
+        "square": number**2,
+        "process": os.getpid(),
+        "threads": place.threads,
+        "at": time.monotonic(),
+    }
+
+
+def fail(place: Place, *, number: int) -> dict[str, Any]:
+    if number == 2:
+        raise ValueError("two can't be measured")
+    return square(place, number=number)
+
+
+def wait_long(place: Place, *, number: int) -> dict[str, Any]:
+    time.sleep(600)
+    return {}
+
+
+def stop(place: Place, *, number: int) -> dict[str, Any]:
+    raise StoppedError
+
+
+def make(number: int, measure: Callable[..., Any] = square, *, is_timed: bool = False) -> Cell:
+    return Cell(
+        key=f"cell-{number}", measure=measure, settings={"number": number}, is_timed=is_timed
+    )
+
+
+def run(
+    cells: list[Cell], path: Path, *, jobs: int = 1, num_threads: int = 2
+) -> list[tuple[Cell, Record]]:
+    def place(folder: Path, threads: int) -> Place:
+        return Place(folder=folder, data=path, texts=path, device="cpu", threads=threads)
+
+    folder = CellFolder(path / "cells")
+    return list(run_cells(cells, folder, place, jobs=jobs, num_threads=num_threads))
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_each_is_measured_once(jobs: int, tmp_path: Path) -> None:
+    cells = [make(number) for number in range(3)]
+    first = run(cells[:2], tmp_path, jobs=jobs)
+    again = run(cells, tmp_path, jobs=jobs)
+    assert {cell.key: record.result["square"] for cell, record in again} == {
+        "cell-0": 0,
+        "cell-1": 1,
+        "cell-2": 4,
+    }
+    before = {cell.key: record for cell, record in first}
+    assert all(record == before[cell.key] for cell, record in again if cell.key in before)
+    processes = {record.result["process"] for _, record in first}
+    assert (os.getpid() in processes) == (jobs == 1)
+    assert {record.result["threads"] for _, record in first} == {2 // jobs}
+
+
+def test_a_record_tells_its_machine_and_settings(tmp_path: Path) -> None:
+    run([make(3)], tmp_path)
+    record = json.loads((tmp_path / "cells/cell-3.json").read_text())
+    assert record["settings"] == {"number": 3}
+    assert {"cpu", "cores", "torch", "python", "commit", "date", "retnet"} <= record[
+        "machine"
+    ].keys()
+    assert not (tmp_path / "cells/work/cell-3").exists()
+
+
+def test_other_settings(tmp_path: Path) -> None:
+    """What was measured with others is neither taken for it nor overwritten."""
+    run([make(3)], tmp_path)
+    path, text = tmp_path / "cells/cell-3.json", (tmp_path / "cells/cell-3.json").read_text()
+    other = Cell(key="cell-3", measure=square, settings={"number": 4})
+    with pytest.raises(
+        ValueError, match=r"cell-3.json was .*number was 3 and is 4; choose another"
+    ):
+        run([other], tmp_path)
+    assert path.read_text() == text
+
+
+def test_a_damaged_record(tmp_path: Path) -> None:
+    run([make(3)], tmp_path)
+    (tmp_path / "cells/cell-3.json").write_text("{")
+    with pytest.raises(ValueError, match="delete it to measure anew"):
+        run([make(3)], tmp_path)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_what_was_done_before_an_error_is_kept(jobs: int, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="two can't be measured"):
+        run([make(number, fail) for number in (0, 1, 2)], tmp_path, jobs=jobs)
+    names = {path.name for path in (tmp_path / "cells").glob("*.json")}
+    assert {"cell-0.json", "cell-1.json"} >= names != set()
+
+
+def test_an_error_does_not_wait_for_others(tmp_path: Path) -> None:
+    """Those that run beside it are ended."""
+    start = time.monotonic()
+    with pytest.raises(ValueError, match="two can't be measured"):
+        run([make(2, fail), make(5, wait_long)], tmp_path, jobs=2)
+    assert time.monotonic() - start < 120
+
+
+def test_what_was_stopped_is_no_result(tmp_path: Path) -> None:
+    with pytest.raises(StoppedError):
+        run([make(1, stop)], tmp_path)
+    assert not list((tmp_path / "cells").glob("*.json"))
+
+
+def test_timed_cells_run_alone(tmp_path: Path) -> None:
+    """After all others, in this process, with all threads."""
+    cells = [make(0, is_timed=True), make(1), make(2)]
+    found = {cell.key: record.result for cell, record in run(cells, tmp_path, jobs=2)}
+    timed = found.pop("cell-0")
+    assert (timed["process"], timed["threads"]) == (os.getpid(), 2)
+    assert timed["at"] > max(other["at"] for other in found.values())
+
+
+def test_results_are_numbers(tmp_path: Path) -> None:
+    """No NaN becomes a result."""
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        run([make(float("nan"))], tmp_path)  # type: ignore[arg-type]
