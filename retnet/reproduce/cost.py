@@ -65,10 +65,8 @@ def measure_training_cost(
         str(length): partial(_train, net, _tokens(net, length), fused=fused) for length in lengths
     }
     timings = measure(train, rounds)
-    peaks = [
-        in_fresh_process(_training_peak, dict(model), length, torch.get_num_threads(), fused=fused)
-        for length in lengths
-    ]
+    num_threads = torch.get_num_threads()
+    peaks = in_fresh_process(_training_peaks, dict(model), lengths, num_threads, fused=fused)
     return {
         "busy": threads_of_others(),
         "step_s": [list(timings[str(length)].seconds) for length in lengths],
@@ -76,12 +74,17 @@ def measure_training_cost(
     }
 
 
-def _training_peak(model: Model, length: int, num_threads: int, *, fused: bool) -> int:
-    """How far memory rises in a step's two passes, after one of a few tokens."""
+def _training_peaks(
+    model: Model, lengths: Sequence[int], num_threads: int, *, fused: bool
+) -> list[int]:
+    """How far memory rises in a step's two passes, after one of a few tokens; ascending lengths."""
     torch.set_num_threads(num_threads)
     net = _model(model).train()
     _train(net, _tokens(net, 16), fused=fused)
-    return peak_rise_bytes(partial(_train, net, _tokens(net, length), fused=fused))
+    return [
+        peak_rise_bytes(partial(_train, net, _tokens(net, length), fused=fused))
+        for length in lengths
+    ]
 
 
 def _tokens(model: RetNet, length: int) -> torch.Tensor:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -129,10 +128,10 @@ def test_a_folder_of_other_settings(
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_it_goes_on_after_a_signal(number: signal.Signals, tmp_path: Path) -> None:
     """A process that is killed after its first cells: they are kept, and the rest is measured."""
-    command = [sys.executable, "-m", "retnet", "reproduce", "table5", "--budget", "smoke"]
-    command += ["--jobs", "2", "--seeds", "2", "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "retnet", "reproduce", "table8", "--budget", "smoke"]
+    command += ["--seeds", "1", "--out", str(tmp_path)]
     process = subprocess.Popen(
-        command,
+        [*command, "--jobs", "2"],
         env=ENVIRONMENT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -141,17 +140,17 @@ def test_it_goes_on_after_a_signal(number: signal.Signals, tmp_path: Path) -> No
     )
     cells = tmp_path / "smoke/cells"
     deadline = time.monotonic() + 120
-    while len(list(cells.glob("*.json"))) < 2 and time.monotonic() < deadline:
+    while not any(cells.glob("*.json")) and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(number)
     output, _ = process.communicate(timeout=60)
     kept = {file: file.read_text() for file in cells.glob("*.json")}
-    assert 2 <= len(kept) < 14, output
+    assert 1 <= len(kept) < 4, output
     if number != signal.SIGKILL:
         assert process.returncode == 130, output
         assert "stopped; what was measured is kept" in output
-    assert (tmp_path / "smoke/table5.md").exists()  # what there is so far
+    assert (tmp_path / "smoke/table8.md").exists()  # what there is so far
     again = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=240)
     assert again.returncode == 0, again.stderr
     assert {file: file.read_text() for file in kept} == kept
-    assert re.search(r"14 of 14 measurements", (tmp_path / "smoke/table5.md").read_text())
+    assert "4 of 4 measurements" in (tmp_path / "smoke/table8.md").read_text()

@@ -15,16 +15,18 @@ import torch
 from rich.console import Console
 
 from retnet.checkpoint import load_checkpoint
-from retnet.config import ModelConfig
+from retnet.config import MixerKind, ModelConfig
 from retnet.data.text import load_corpus
 from retnet.data.tokenizer import load_tokenizer
+from retnet.data.tokens import load_tokens
 from retnet.model import RetNet
-from retnet.score import score_documents
+from retnet.score import score_documents, token_costs
 from retnet.train import learner
 from retnet.train.config import LogConfig, OptimizerConfig, TrainConfig
 from retnet.train.errors import TrainingError
 from retnet.train.loop import TrainResult, train
 from retnet.train.objective import NextTokenLoss
+from retnet.windows import score_windows, sliding_windows
 
 MODEL = ModelConfig(d_model=32, num_layers=2, num_heads=2)
 EMBEDDING = "backbone.embed_tokens.weight"
@@ -271,7 +273,7 @@ def test_weights_that_are_not_finite_are_never_saved(
 
 PROGRAM = """
 import json, resource, signal, sys
-from retnet.config import ModelConfig
+from retnet.config import MixerKind, ModelConfig
 from retnet.train.config import TrainConfig
 from retnet.train.loop import train
 
@@ -348,3 +350,15 @@ def test_a_full_disk_keeps_the_checkpoint_before(data: Path, tmp_path: Path) -> 
     assert load_tokenizer(out).vocab_size == 259
     assert metrics_of(out)[-1]["step"] == 8
     assert not list(out.rglob(".*"))
+
+
+@pytest.mark.parametrize("mixer", ["attention", "hyena"])
+def test_what_grows_is_validated_in_windows(data: Path, tmp_path: Path, mixer: MixerKind) -> None:
+    """A cache of all that was read would not fit: text is read as in training, each byte once."""
+    config = ModelConfig(mixer=mixer, d_model=32, num_layers=1, num_heads=2)
+    result = train(config, config_for(data, tmp_path / "run", context=32, steps=2))
+    held_out = load_tokens(str(data))
+    windows = sliding_windows(held_out.validation, bos_id=held_out.bos_id, window=32, stride=16)
+    found = score_windows(token_costs(result.model), windows, device=torch.device("cpu"))
+    assert found.num_tokens == held_out.validation_bytes
+    assert result.validation_bits_per_byte == pytest.approx(found.bits_per_token, rel=1e-4)
