@@ -1,6 +1,7 @@
 """`retnet reproduce`."""
 
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,8 +35,8 @@ _METAVARS = {"data": "DIR", "out": "DIR", "models": "DIR,..."}
 
 
 def _add_flags(parser: ArgumentParser) -> None:
-    listed = "; ".join(f"{name}: {about}" for name, about in ABOUT.items())
-    parser.add_argument("study", nargs="?", type=str, metavar="NAME", help=listed)
+    text = f"{', '.join(STUDY_NAMES)}; without a NAME, what each of them is"
+    parser.add_argument("study", nargs="?", type=str, metavar="NAME", help=text)
     texts, kinds = attribute_texts(ReproduceConfig), get_type_hints(ReproduceConfig)
     for name in _NAMES:
         default = getattr(ReproduceConfig, name)
@@ -52,15 +53,17 @@ def _add_flags(parser: ArgumentParser) -> None:
 
 def _run(values: Values) -> int:
     name = values["study"]
+    if name is None:
+        sys.stdout.write("".join(f"{each:<9} {about}\n" for each, about in ABOUT.items()))
+        return 0
     if name not in STUDY_NAMES:
-        hint = "" if name is None else nearest(name, STUDY_NAMES)
-        what = "name a study" if name is None else f"there is no study {name!r}{hint}"
-        raise UsageError(f"{what}; there are {', '.join(STUDY_NAMES)}")
+        hint = nearest(name, STUDY_NAMES)
+        raise UsageError(f"there is no study {name!r}{hint}; there are {', '.join(STUDY_NAMES)}")
     if values["threads"] is not None and values["threads"] < 1:
         raise UsageError(f"--threads must be at least 1, got {values['threads']}")
     with naming_flags({each: f"--{each}" for each in _NAMES}):
         config = ReproduceConfig(study=name, **{each: values[each] for each in _NAMES})
-        return _reproduce(config, values["threads"])
+    return _reproduce(config, values["threads"])
 
 
 def _reproduce(config: ReproduceConfig, num_threads: int | None) -> int:

@@ -114,20 +114,14 @@ def _bits_table(
             name,
             f"{found[name][0][1]['parameters']:,}",
             *(bits[heading][name].text() for heading in sets),
-            f"{Spread(tuple(_speed(result) for _, result in found[name])).mean:,.0f}",
         ]
         for name in found
     ]
     return Table(
         title="Bits per byte, mean and standard deviation over the seeds",
-        columns=["model", "parameters", *sets, "trained, bytes/s"],
+        columns=["model", "parameters", *sets],
         rows=rows,
     )
-
-
-def _speed(result: Values) -> float:
-    speed: float = result["tokens"] / result["train_s"]
-    return speed
 
 
 def _difference_table(

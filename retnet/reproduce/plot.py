@@ -70,6 +70,8 @@ def _draw(axes: Any, panel: Panel, colours: dict[str, tuple[Any, str]]) -> None:
 def _scale(axes: Any, panel: Panel) -> None:
     from matplotlib.ticker import EngFormatter
 
+    if not panel.names:
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     if panel.log_x:
         axes.set_xscale("log", base=2)
         places = sorted({x for line in panel.lines for x in line.x})

@@ -77,11 +77,16 @@ def test_the_papers_numbers_stand_beside(out: Path, capsys: pytest.CaptureFixtur
         capsys.readouterr()
 
 
+def test_without_a_name_all_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["reproduce"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(STUDY_NAMES)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["table7"], "there is no study 'table7'; did you mean"),
-        ([], "name a study; there are table1, table3"),
         (["table5", "--seeds", "0"], "--seeds must be at least 1, got 0"),
         (["table5", "--jobs", "0"], "--jobs must be at least 1, got 0"),
         (["table5", "--threads", "0"], "--threads must be at least 1, got 0"),
