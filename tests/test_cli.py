@@ -20,7 +20,18 @@ import retnet
 from retnet.allocator import AllocatorAnswer
 from retnet.checkpoint import save_checkpoint
 from retnet.cli import main
-from retnet.commands import bench, chat, convert, evaluate, generate, inspect, plot, prepare, train
+from retnet.commands import (
+    bench,
+    chat,
+    convert,
+    evaluate,
+    generate,
+    inspect,
+    plot,
+    prepare,
+    reproduce,
+    train,
+)
 from retnet.commands.flags import attribute_texts, group_values, make_parser, read_flags
 from retnet.commands.models import model_config, num_parameters
 from retnet.commands.terminal import bytes_text, visible
@@ -40,6 +51,7 @@ COMMANDS = {
     "plot": plot.COMMAND,
     "inspect": inspect.COMMAND,
     "eval": evaluate.COMMAND,
+    "reproduce": reproduce.COMMAND,
     "convert": convert.COMMAND,
     "bench": bench.COMMAND,
 }
