@@ -11,15 +11,15 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import torch
+
+from retnet.processes import Worker
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -121,8 +121,12 @@ def peak_memory_bytes(device: torch.device) -> int | None:
 
 def in_fresh_process(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """`function(*args)` in a new Python process, which imports the function's module for it."""
-    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(function, *args, **kwargs).result()
+    worker = Worker(function, *args, **kwargs)
+    try:
+        return worker.result()
+    finally:
+        worker.terminate()
+        worker.end(patience_s=1.0)
 
 
 def _trim_heap() -> None:

@@ -110,6 +110,12 @@ def score_text(folder: Path, device: "torch.device", values: Values) -> dict[str
         raise UsageError(f"--text {values['text']!r} holds no text")
     if values["roundtrip"]:
         read_config(folder).require_retention("--roundtrip")
+    if values["window"] is None and read_config(folder).state_grows:
+        raise UsageError(
+            "this model remembers every token, so that whole documents may not fit; pass --window, "
+            "such as the context that it was trained with"
+        )
+    if values["roundtrip"]:
         first = beginning(texts, values["roundtrip_bytes"])
     with threads(values["threads"]):
         scores = _score(console, folder, texts, device, values)
@@ -138,8 +144,7 @@ def _score(
             texts,
             int8=int8,
             device=device,
-            window=values["window"],
-            stride=values["stride"],
+            window=_window(values),
         )
     )
     console.print(_score_table(scores))
@@ -148,7 +153,7 @@ def _score(
     seconds, first = time.perf_counter() - start, scores[0]
     console.print(
         f"perplexity with {first.weights}: {first.token_perplexity:,.3f} a {first.unit}, "
-        f"{first.word_perplexity:,.5g} a word (words and ends of lines, {first.num_words:,})"
+        f"{_number(first.word_perplexity)} a word (words and ends of lines, {first.num_words:,})"
     )
     count = f"{len(texts):,} document{'s' if len(texts) > 1 else ''}"
     console.print(f"{seconds:,.0f} s, {count}, {first.num_bytes:,} bytes")
@@ -156,12 +161,22 @@ def _score(
     return scores
 
 
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.5g}"
+
+
+def _window(values: Values) -> tuple[int, int] | None:
+    """The window and the stride that texts are read in, if they are."""
+    window = values["window"]
+    return None if window is None else (window, values["stride"] or max(1, window // 2))
+
+
 def _protocol(values: Values) -> str:
     """What was read how, in a line."""
-    window = values["window"]
-    if window is None:
+    windows = _window(values)
+    if windows is None:
         return "each document was read from bos to its end, the state carried along"
-    stride = values["stride"] or max(1, window // 2)
+    window, stride = windows
     return (
         f"read in windows of {window:,} tokens that begin with nothing, {stride:,} apart, of which "
         f"the last {stride:,} count (of a document's first window, all)"

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import exp, inf, log
+from math import exp, log
 from pathlib import Path
 
 import torch
@@ -16,6 +16,8 @@ from retnet.eval.positions import PositionLoss, PositionMeter
 from retnet.score import evaluating, score_tokens, token_costs
 from retnet.windows import score_windows, sliding_windows
 
+_LARGEST_EXPONENT = 700  # of a float
+
 
 @dataclass(frozen=True)
 class PrecisionScore:
@@ -25,7 +27,8 @@ class PrecisionScore:
         weights: their kind.
         bits_per_byte: bits over all texts by their bytes.
         token_perplexity: e to the nats per token; of bytes, 2 to the bits per byte.
-        word_perplexity: e to the nats per word, see `count_words`.
+        word_perplexity: e to the nats per word, see `count_words`; None where there are no words,
+            and beyond what a float holds.
         num_bytes, num_tokens, num_words: of the texts.
         unit: what a token is, a "byte" or a "token".
         positions: what tokens cost by their position in the document; none in windows.
@@ -34,7 +37,7 @@ class PrecisionScore:
     weights: str
     bits_per_byte: float
     token_perplexity: float
-    word_perplexity: float
+    word_perplexity: float | None
     num_bytes: int
     num_tokens: int
     num_words: int
@@ -55,14 +58,13 @@ def score_precisions(
     *,
     int8: bool,
     device: torch.device,
-    window: int | None = None,
-    stride: int | None = None,
+    window: tuple[int, int] | None = None,
 ) -> Iterator[PrecisionScore]:
     """Each score as it is known: with weights and activations in fp32, then in bf16, and perhaps
     with the matrices in int8 and all else in bf16, which is how such a model is served.
 
-    window, stride: read texts in `sliding_windows`, by default half a window apart; without a
-    window each text is read from its beginning to its end with the state carried along.
+    window: (window, stride) of `sliding_windows`, in which texts are read; None: each text from its
+    beginning to its end with the state carried along.
 
     Raises:
         ValueError: for a model or a tokenizer that cannot be read.
@@ -81,16 +83,15 @@ def score_precisions(
                 score = score_tokens(meter.watching(costs), documents, bos_id=bos_id, device=device)
                 nats = score.total_nats
             else:
-                windows = sliding_windows(
-                    documents, bos_id=bos_id, window=window, stride=stride or max(1, window // 2)
-                )
+                size, stride = window
+                windows = sliding_windows(documents, bos_id=bos_id, window=size, stride=stride)
                 nats = score_windows(costs, windows, device=device).total_nats
         num_tokens = sum(len(document.ids) for document in documents)
         yield PrecisionScore(
             weights=name,
             bits_per_byte=nats / log(2) / num_bytes(texts),
             token_perplexity=exp(nats / num_tokens),
-            word_perplexity=_exp(nats / num_words),
+            word_perplexity=_perplexity(nats, num_words),
             num_bytes=num_bytes(texts),
             num_tokens=num_tokens,
             num_words=num_words,
@@ -99,6 +100,5 @@ def score_precisions(
         )
 
 
-def _exp(nats: float) -> float:
-    """e to the nats; infinite beyond what a float holds."""
-    return exp(nats) if nats < 700 else inf
+def _perplexity(nats: float, count: int) -> float | None:
+    return exp(nats / count) if nats < _LARGEST_EXPONENT * count else None

@@ -14,6 +14,10 @@ class LinearAttention(Mixer):
 
     (Katharopoulos et al. 2020, arXiv 2006.16236, Eq. 5 and 7.) The sums are retention without decay
     or rotation, with a value column of ones for the divisor; so is the state, [B, H, K, V + 1].
+
+    Without positions it could not tell an order. The original adds sines and cosines of them to the
+    embeddings; here they are added to what queries and keys are made of, as in Shortformer (Press
+    et al. 2020, arXiv 2012.15832), since the block has none.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -29,9 +33,10 @@ class LinearAttention(Mixer):
         self, x: Tensor, context: TokenContext, state: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """See `Mixer`."""
-        heads = (self.config.num_heads, -1)
+        heads, placed = (self.config.num_heads, -1), x + _places(context, x)
         q, k = (
-            F.elu(project(x)).unflatten(-1, heads) + 1 for project in (self.q_proj, self.k_proj)
+            F.elu(project(placed)).unflatten(-1, heads) + 1
+            for project in (self.q_proj, self.k_proj)
         )
         v = F.pad(self.v_proj(x).unflatten(-1, heads), (0, 1), value=1.0)
         if context.mask is not None:
@@ -41,3 +46,10 @@ class LinearAttention(Mixer):
         # Padding has a sum of nothing.
         divisor = out[..., -1:].clamp(min=torch.finfo(out.dtype).tiny)
         return self.out_proj((out[..., :-1] / divisor).flatten(2)), state
+
+
+def _places(context: TokenContext, x: Tensor) -> Tensor:
+    """Cosines and sines of the positions of x [B, T, D], again and again over its width."""
+    waves = context.query_rotation.flatten(2)
+    times = -(-x.shape[2] // waves.shape[2])
+    return waves.repeat(1, 1, times)[..., : x.shape[2]].to(x.dtype)

@@ -1,7 +1,7 @@
 """How much of a study is done: the sizes, texts and lengths that a budget stands for."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from retnet.config import PRESETS
@@ -16,7 +16,7 @@ class LanguageBudget:
         model: of all of them, a `ModelConfig`'s fields.
         training: of all of them, a `TrainConfig`'s fields.
         text: the data set that they are trained on.
-        held_out: the one that is read while they are trained.
+        held_out: the one that is read while they are trained; held_out_bytes: how much of it.
         sets: those that they are scored on: heading -> name.
         scoring: how, see `score_sets`.
     """
@@ -25,6 +25,7 @@ class LanguageBudget:
     training: Mapping[str, Any]
     text: str
     held_out: str
+    held_out_bytes: int
     sets: Mapping[str, str]
     scoring: Mapping[str, Any]
 
@@ -81,6 +82,7 @@ LANGUAGE: dict[Budget, LanguageBudget] = {
         ),
         text="stdlib-email",
         held_out="stdlib-json",
+        held_out_bytes=2_000,
         sets=_SMOKE_SETS,
         scoring=_windows(1_000, 100, 32),
     ),
@@ -91,18 +93,24 @@ LANGUAGE: dict[Budget, LanguageBudget] = {
         ),
         text="wikitext-2",
         held_out="wikitext-2-validation",
+        held_out_bytes=100_000,
         sets=_SMALL_SETS,
         scoring=_windows(100_000, 4_096, 256),
     ),
     "paper": LanguageBudget(
         model=_PAPER_MODEL,
-        training=_training(
-            context=2_048, batch_size=256, steps=10_000, rate=6e-4, warmup=375, precision="bf16"
-        ),
+        training={
+            # The rate is that of the paper's 1.3B: it tells none for 200M.
+            **_training(
+                context=2_048, batch_size=256, steps=10_000, rate=6e-4, warmup=375, precision="bf16"
+            ),
+            "accumulate": 32,
+        },
         text="train",
         held_out="validation",
+        held_out_bytes=1_000_000,
         sets=_PAPER_SETS,
-        scoring=_windows(10_000_000, 65_536, 2_048),
+        scoring=_windows(10_000_000, 8_192, 2_048),
     ),
 }
 
@@ -147,19 +155,40 @@ CONTEXT: dict[Budget, ContextBudget] = {
     ),
 }
 
-# Figure 5: what a model of each size has, and over how many steps it is trained.
-SIZES: dict[Budget, dict[str, dict[str, Any]]] = {
-    "smoke": {"d 32": {"d_model": 32}, "d 64": {"d_model": 64}},
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """A size of figure 5: what its model and its training have other than the budget's."""
+
+    model: Mapping[str, Any]
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _paper_size(d_model: int, num_layers: int, rate: float) -> Size:
+    """The paper's table 2 and 7: 4M tokens a step, 25,000 steps."""
+    return Size(
+        model={"d_model": d_model, "num_layers": num_layers, "num_heads": d_model // 256},
+        training={
+            "batch_size": 2_048,
+            "accumulate": 1_024,
+            "steps": 25_000,
+            "optimizer": {"learning_rate": rate, "warmup_steps": 375},
+        },
+    )
+
+
+SIZES: dict[Budget, dict[str, Size]] = {
+    "smoke": {"d 32": Size(model={"d_model": 32}), "d 64": Size(model={"d_model": 64})},
     "small": {
-        "d 64": {"d_model": 64, "num_heads": 2},
-        "d 96": {"d_model": 96, "num_heads": 3},
-        "d 128": {"d_model": 128, "num_heads": 4},
-        "d 192": {"d_model": 192, "num_heads": 6},
+        "d 64": Size(model={"d_model": 64, "num_heads": 2}),
+        "d 96": Size(model={"d_model": 96, "num_heads": 3}),
+        "d 128": Size(model={"d_model": 128, "num_heads": 4}),
+        "d 192": Size(model={"d_model": 192, "num_heads": 6}),
     },
     "paper": {
-        "1.3B": {"d_model": 2048, "num_layers": 24, "num_heads": 8},
-        "2.7B": {"d_model": 2560, "num_layers": 32, "num_heads": 10},
-        "6.7B": {"d_model": 4096, "num_layers": 32, "num_heads": 16},
+        "1.3B": _paper_size(2_048, 24, 6e-4),
+        "2.7B": _paper_size(2_560, 32, 3e-4),
+        "6.7B": _paper_size(4_096, 32, 3e-4),
     },
 }
 

@@ -117,7 +117,12 @@ def measure_cell(cell: Cell, place: Place) -> Record:
     """Measure a cell in this process."""
     start = perf_counter()
     with threads(place.threads):
-        result = cell.measure(place, **cell.settings)
+        try:
+            result = cell.measure(place, **cell.settings)
+        except RuntimeError as error:
+            if "memory" in str(error):  # torch has a type of its own for it on GPUs alone
+                raise MemoryError(f"there is not enough memory: {error}") from error
+            raise
         machine = {"retnet": __version__, **machine_facts()}
     return Record(
         key=cell.key,

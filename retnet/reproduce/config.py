@@ -42,13 +42,13 @@ class ReproduceConfig:
     Attributes:
         study: which table or figure.
         budget: "smoke": seconds, to see that it works; "small": what two cores do in about two
-            hours; "paper": the paper's sizes, for many GPUs.
+            hours; "paper": the paper's sizes, days to months of a large GPU.
         data: folder with the data sets, each in a folder or file of its name.
         out: folder for the results; what was measured there before is not measured again.
         seeds: how many seeds each model is trained from; fewer than 3 are no result.
         jobs: models trained at the same time, each by its share of the cores.
         models: for table3, folders of checkpoints, separated by commas.
-        device: where models are trained; costs are measured on the CPU.
+        device: where language models are trained; tasks and costs are on the CPU.
     """
 
     study: StudyName

@@ -4,11 +4,19 @@ import math
 
 from retnet.reproduce.budgets import CONTEXT, LANGUAGE
 from retnet.reproduce.cells import Cell
-from retnet.reproduce.findings import Check, Findings, Line, Panel, Spread, Table
-from retnet.reproduce.language_cells import in_turn, language_cell, language_texts
+from retnet.reproduce.findings import (
+    Check,
+    Findings,
+    Panel,
+    Spread,
+    Table,
+    check_seeds,
+    spread_line,
+)
+from retnet.reproduce.language_cells import language_cell, language_texts
 from retnet.reproduce.models import ARCHITECTURES, variant
 from retnet.reproduce.paper import TABLE_8
-from retnet.reproduce.study import Ask, Records, Study, results, slug
+from retnet.reproduce.study import Ask, Records, Study, in_turn, results, slug
 
 _MODELS = ("RetNet", "Transformer")
 
@@ -49,14 +57,13 @@ Bits = dict[tuple[str, int], Spread]
 
 def _find(ask: Ask, records: Records) -> Findings | None:
     budget, sets = CONTEXT[ask.budget], LANGUAGE[ask.budget].sets
-    found = {key: results(cells, records) for key, cells in _cells(ask).items()}
-    if not any(found.values()):
+    found = {key: rows for key, cells in _cells(ask).items() if (rows := results(cells, records))}
+    if not found:
         return None
     bits = {
         heading: {
-            key: Spread(tuple(result["bits_per_byte"][name]["windows"] for _, result in rows))
+            key: Spread({seed: row["bits_per_byte"][name]["windows"] for seed, row in rows.items()})
             for key, rows in found.items()
-            if rows
         }
         for heading, name in sets.items()
     }
@@ -115,33 +122,24 @@ def _panel(heading: str, bits: Bits) -> Panel:
     lines = []
     for name in _MODELS:
         places = sorted(context for model, context in bits if model == name)
-        spreads = [bits[name, context] for context in places]
         if places:
-            lines.append(
-                Line(
-                    name=name,
-                    x=places,
-                    y=[spread.mean for spread in spreads],
-                    spread=[spread.deviation or 0.0 for spread in spreads],
-                )
-            )
+            lines.append(spread_line(name, places, [bits[name, context] for context in places]))
     return Panel(title=heading, x_label="context", y_label="bits per byte", lines=lines, log_x=True)
 
 
 def _falls(heading: str, name: str, bits: Bits, contexts: tuple[int, ...]) -> list[Check]:
     """Whether the loss falls from the shortest to the longest context."""
-    ends = [bits.get((name, context)) for context in (contexts[0], contexts[-1])]
-    if ends[0] is None or ends[1] is None:
-        return []
-    difference = ends[1].minus(ends[0])
-    if difference is None:
-        return []
-    claim = f"{heading}, {name}: less at {contexts[-1]:,} than at {contexts[0]:,}"
-    return [Check(claim=claim, value=f"{difference.text()} bits", holds=max(difference.values) < 0)]
+    short, long = (bits.get((name, context)) for context in (contexts[0], contexts[-1]))
+    return check_seeds(
+        f"{heading}, {name}: less at {contexts[-1]:,} than at {contexts[0]:,}",
+        long.minus(short) if long and short else None,
+        lambda difference: difference < 0,
+        unit="bits",
+    )
 
 
 TABLE8 = Study(
-    cells=lambda ask: in_turn({str(key): cells for key, cells in _cells(ask).items()}),
+    cells=lambda ask: in_turn(_cells(ask).values()),
     find=_find,
     texts=language_texts,
 )

@@ -8,11 +8,18 @@ from typing import Any
 from retnet.config import ModelConfig
 from retnet.reproduce.cells import Cell, Values
 from retnet.reproduce.config import Budget
-from retnet.reproduce.findings import Check, Findings, Panel, Spread, Table
+from retnet.reproduce.findings import (
+    Check,
+    Findings,
+    Panel,
+    Spread,
+    Table,
+    check_seeds,
+    spread_line,
+)
 from retnet.reproduce.models import ARCHITECTURES, variant
-from retnet.reproduce.plot import points
 from retnet.reproduce.study import Ask, Records, Study, results, slug
-from retnet.reproduce.task_cells import task_cell
+from retnet.reproduce.task_cells import NUM_TESTED, task_cell
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,22 +118,18 @@ def _random_cell(name: str, model: ModelConfig, seed: int, budget: ControlBudget
 
 def _find(ask: Ask, records: Records) -> Findings | None:
     budget = BUDGETS[ask.budget]
-    found = {
-        key: [result for _, result in done]
-        for key, cells in _cells(ask).items()
-        if (done := results(cells, records))
-    }
+    found = {key: done for key, cells in _cells(ask).items() if (done := results(cells, records))}
     if not found:
         return None
     rows: list[list[str]] = []
     checks: list[Check] = []
     for name in ARCHITECTURES:
-        parity, random = found.get(("parity", name), []), found.get(("random", name), [])
+        parity, random = found.get(("parity", name), {}), found.get(("random", name), {})
         if parity and random:
-            bits = Spread(tuple(result["nats"] / math.log(2) for result in random))
+            bits = Spread({seed: row["nats"] / math.log(2) for seed, row in random.items()})
             within, beyond = (_accuracy(parity, where) for where in ("within", "beyond"))
             rows.append([name, within.text(), beyond.text(4), bits.text(4)])
-            checks += [_chance(name, beyond, parity), _eight_bits(name, bits)]
+            checks += [*_chance(name, beyond), *_eight_bits(name, bits)]
     names = [row[0] for row in rows]
     return Findings(
         title="Controls: what no honest measurement may find",
@@ -146,40 +149,45 @@ def _find(ask: Ask, records: Records) -> Findings | None:
         checks=checks,
         notes=[
             "Parity of all bits so far, asked at each of them. Guessing is right half of the time; "
-            f"a claim holds where chance is within {_ERRORS} standard errors of what was found. "
+            f"a claim holds where each seed is within {_ERRORS} standard errors of that, answers "
+            "of a row counting as one. "
             "A model of random bytes can't cost less than 8 bits each; training makes it a little "
             "worse than that.",
         ],
     )
 
 
-def _accuracy(results_: list[Values], where: str) -> Spread:
-    return Spread(tuple(result["tests"][where]["accuracy"] for result in results_))
+def _accuracy(rows: Mapping[int, Values], where: str) -> Spread:
+    return Spread({seed: row["tests"][where]["accuracy"] for seed, row in rows.items()})
 
 
-def _chance(name: str, beyond: Spread, parity: list[Values]) -> Check:
+def _chance(name: str, beyond: Spread) -> list[Check]:
     # Answers of one row depend on each other: at worst they are as good as one.
-    error = 0.5 / math.sqrt(sum(result["tests"]["beyond"]["examples"] for result in parity))
-    return Check(
-        claim=f"{name}: parity far beyond the trained length is guessed",
-        value=f"{beyond.text(4)} (0.5 ± {error:.4f})",
-        holds=abs(beyond.mean - 0.5) <= _ERRORS * error,
+    error = 0.5 / math.sqrt(NUM_TESTED)
+    return check_seeds(
+        f"{name}: parity far beyond the trained length is guessed, 0.5 ± {_ERRORS * error:.3f}",
+        beyond,
+        lambda accuracy: abs(accuracy - 0.5) <= _ERRORS * error,
+        digits=4,
     )
 
 
-def _eight_bits(name: str, bits: Spread) -> Check:
-    return Check(
-        claim=f"{name}: random bytes cost 8.00 bits",
-        value=bits.text(4),
-        holds=round(bits.mean, 2) >= 8.0 and bits.mean < 8.05,
+def _eight_bits(name: str, bits: Spread) -> list[Check]:
+    return check_seeds(
+        f"{name}: random bytes cost no less than 8.00 bits, and hardly more",
+        bits,
+        lambda each: 7.995 <= each < 8.05,
+        digits=4,
     )
 
 
-def _panels(found: Mapping[tuple[str, str], list[Values]], names: list[str]) -> list[Panel]:
+def _panels(found: Mapping[tuple[str, str], Mapping[int, Values]], names: list[str]) -> list[Panel]:
     if not names:
         return []
     lines = [
-        points(where, [_accuracy(found["parity", name], where).mean for name in names])
+        spread_line(
+            where, range(len(names)), [_accuracy(found["parity", name], where) for name in names]
+        )
         for where in ("within", "beyond")
     ]
     return [

@@ -15,7 +15,7 @@ from retnet.generation import step
 from retnet.loss import linear_next_token_loss
 from retnet.measure import Timing, in_fresh_process, measure, peak_rise_bytes, threads_of_others
 from retnet.model import RetNet, RetNetState
-from retnet.reproduce.attention_decoder import AttentionDecoder
+from retnet.reproduce.attention_decoder import AttentionDecoder, KeyValueCache
 from retnet.reproduce.cells import Place, Values
 
 Model = Mapping[str, Any]
@@ -60,13 +60,14 @@ def measure_training_cost(
 
     fused: whether attention is torch's fused one, which never holds all scores at once.
     """
+    # First, while this process holds no memory of its own for it.
+    num_threads = torch.get_num_threads()
+    peaks = in_fresh_process(_training_peaks, dict(model), lengths, num_threads, fused=fused)
     net = _model(model).train()
     train = {
         str(length): partial(_train, net, _tokens(net, length), fused=fused) for length in lengths
     }
     timings = measure(train, rounds)
-    num_threads = torch.get_num_threads()
-    peaks = in_fresh_process(_training_peaks, dict(model), lengths, num_threads, fused=fused)
     return {
         "busy": threads_of_others(),
         "step_s": [list(timings[str(length)].seconds) for length in lengths],
@@ -113,44 +114,35 @@ def measure_decoding(
     rounds: int,
 ) -> Values:
     """Seconds of a step after so many tokens in so many rows, of a RetNet and a Transformer in
-    turns: each as one would serve it, and the RetNet also by `retnet.step`; and what they hold.
+    turns: the RetNet as it is served, by torch's products as the Transformer is, and by
+    `retnet.step`; and the bytes of what they remember.
 
-    All weights and states are random: a step's time does not depend on the numbers.
+    States and caches hold zeros: a step's time does not depend on the numbers.
     """
     kind = {"bf16": torch.bfloat16, "fp32": torch.float32}[dtype]
-    ours, plain = Decoder(_model(retnet).to(kind)), _model(retnet).to(kind)
+    ours = _model(retnet).to(kind)
+    served, by_torch = Decoder(ours), Decoder(ours, kernel="torch")
     theirs = AttentionDecoder(_model(transformer).to(kind))
-    found: dict[str, Any] = {"kernel": ours.kernel_name, "busy": threads_of_others(), "rows": []}
+    found: dict[str, Any] = {"kernel": served.kernel_name, "busy": threads_of_others(), "rows": []}
     for batch_size in batch_sizes:
-        cache = theirs.new_cache(batch_size, length + steps * (rounds + 1))
-        cache.filled = length
-        state, tokens = ours.new_state(batch_size), torch.zeros(batch_size, dtype=torch.int64)
-        begins = {
-            "RetNet": partial(_decode, ours, tokens, _at(state, length), steps),
-            "RetNet, plain step": partial(_write, plain, tokens, _at(state, length), steps),
-            "Transformer": partial(_attend, theirs, tokens, cache, steps),
+        cache = theirs.new_cache(batch_size, length + steps)
+        state, tokens = served.new_state(batch_size), torch.zeros(batch_size, dtype=torch.int64)
+        state = RetNetState(state.layers, torch.full_like(state.position, length))
+        turns = {
+            "RetNet": partial(_decode, served, tokens, state, steps),
+            "RetNet, by torch": partial(_decode, by_torch, tokens, state, steps),
+            "RetNet, plain step": partial(_write, ours, tokens, state, steps),
+            "Transformer": partial(_attend, theirs, tokens, cache, length, steps),
         }
-        timings = measure(begins, rounds)
-        held = {"RetNet": state.num_bytes, "Transformer": cache.num_bytes}
-        held["RetNet, plain step"] = held["RetNet"]
-        found["rows"] += [
-            {
-                "model": name,
-                "batch_size": batch_size,
-                "step_s": _each(timing, steps),
-                "state_bytes": held[name],
-            }
-            for name, timing in timings.items()
-        ]
-    found["weight_bytes"] = {
-        "RetNet": _weight_bytes(plain),
-        "Transformer": _weight_bytes(theirs.model),
-    }
+        timings = measure(turns, rounds)
+        cache.filled = length
+        for name, timing in timings.items():
+            held = cache.num_bytes if name == "Transformer" else state.num_bytes
+            row = {"model": name, "batch_size": batch_size, "step_s": _each(timing, steps)}
+            found["rows"].append({**row, "state_bytes": held})
+    models = {"RetNet": ours, "Transformer": theirs.model}
+    found["weight_bytes"] = {name: _weight_bytes(each) for name, each in models.items()}
     return found
-
-
-def _at(state: RetNetState, position: int) -> RetNetState:
-    return RetNetState(state.layers, torch.full_like(state.position, position))
 
 
 def _decode(ours: Decoder, tokens: torch.Tensor, state: RetNetState, steps: int) -> None:
@@ -165,7 +157,10 @@ def _write(model: RetNet, tokens: torch.Tensor, state: RetNetState, steps: int) 
         _, state = step(model, tokens, state)
 
 
-def _attend(theirs: AttentionDecoder, tokens: torch.Tensor, cache: Any, steps: int) -> None:
+def _attend(
+    theirs: AttentionDecoder, tokens: torch.Tensor, cache: KeyValueCache, length: int, steps: int
+) -> None:
+    cache.filled = length
     for _ in range(steps):
         theirs.step_(tokens, cache)
 

@@ -1,7 +1,7 @@
 """What a study found: tables, lines to draw and remarks, apart from how they are shown."""
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -11,9 +11,14 @@ LEAST_SEEDS = 3
 
 @dataclass(frozen=True)
 class Spread:
-    """Some measurements of one thing: their mean and their sample standard deviation."""
+    """Measurements of one thing from several seeds: {seed: value}."""
 
-    values: tuple[float, ...]
+    by_seed: Mapping[int, float]
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        """The measurements."""
+        return tuple(self.by_seed.values())
 
     @property
     def mean(self) -> float:
@@ -34,11 +39,11 @@ class Spread:
         return shown if few >= LEAST_SEEDS else f"{shown} ({few} seed{'s' * (few > 1)})"
 
     def minus(self, other: "Spread") -> "Spread | None":
-        """The differences seed by seed; None where the seeds are not the same number."""
-        if len(self.values) != len(other.values):
+        """The differences, seed by seed, of the seeds that both have; None where there are none."""
+        common = [seed for seed in self.by_seed if seed in other.by_seed]
+        if not common:
             return None
-        pairs = zip(self.values, other.values, strict=True)
-        return Spread(tuple(one - two for one, two in pairs))
+        return Spread({seed: self.by_seed[seed] - other.by_seed[seed] for seed in common})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +58,13 @@ class Table:
         """Its lines in Markdown."""
         yield f"### {self.title}"
         yield ""
-        yield f"| {' | '.join(self.columns)} |"
+        yield _markdown_row(self.columns)
         yield f"|{'---|' + '---:|' * (len(self.columns) - 1)}"
-        for row in self.rows:
-            yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |"
+        yield from map(_markdown_row, self.rows)
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,9 +134,26 @@ class Findings:
             yield note
 
 
-def collect(results: Sequence[tuple[str, float]]) -> dict[str, Spread]:
-    """(name, measurement) pairs as the spread of each name, in the order in which names appear."""
-    values: dict[str, list[float]] = {}
-    for name, value in results:
-        values.setdefault(name, []).append(value)
-    return {name: Spread(tuple(found)) for name, found in values.items()}
+def check_seeds(
+    claim: str,
+    spread: Spread | None,
+    holds: Callable[[float], bool],
+    *,
+    digits: int = 3,
+    unit: str = "",
+) -> list[Check]:
+    """Whether something holds for each of at least three seeds; no check for fewer."""
+    if spread is None or len(spread.values) < LEAST_SEEDS:
+        return []
+    value = f"{spread.text(digits)} {unit}".strip()
+    return [Check(claim=claim, value=value, holds=all(map(holds, spread.values)))]
+
+
+def spread_line(name: str, x: Sequence[float], spreads: Sequence[Spread]) -> Line:
+    """Means with their deviations."""
+    return Line(
+        name=name,
+        x=x,
+        y=[spread.mean for spread in spreads],
+        spread=[spread.deviation or 0.0 for spread in spreads],
+    )

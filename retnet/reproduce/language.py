@@ -18,7 +18,7 @@ from retnet.score import evaluating, score_tokens, token_costs
 from retnet.train.config import TrainConfig
 from retnet.train.folder import RunFolder, read_records
 from retnet.train.loop import train
-from retnet.windows import Window, last_tokens, score_windows, sliding_windows
+from retnet.windows import last_tokens, score_windows, sliding_windows
 
 
 def measure_language_model(
@@ -33,11 +33,20 @@ def measure_language_model(
     """Train a model, which goes on where it was interrupted, and score it.
 
     model: a `ModelConfig`'s fields. training: a `TrainConfig`'s. text: what it is trained on and
-    sets: what it is scored on, as `TextSet`s. scoring: how, see `score_sets`.
+    sets: what it is scored on, as `TextSet`s.
+
+    scoring: how it is scored, on about `num_bytes` of each set, in passages of `passage` bytes.
+    protocol "windows": every byte once, in windows of `window` bytes which begin with nothing, of
+    which the last `scored` count (the first window of a passage counts whole); and "carried": for a
+    model whose state is of constant size, the same bytes with the state carried through the
+    passage. Protocol "last": the last `scored` bytes of each passage, read with the `window` bytes
+    that end with them.
 
     Raises:
         StoppedError: a signal came.
     """
+    # Before hours of training: what will be scored is there.
+    documents = {each["name"]: _documents(each["name"], place, **scoring) for each in sets}
     source = find_source(text["name"], place.data)
     folder = RunFolder(place.folder / "run")
     result = train(
@@ -56,9 +65,11 @@ def measure_language_model(
     if result.stopped_by is not None:
         raise StoppedError
     trained_s = result.elapsed_s
-    names = [each["name"] for each in sets]
     with evaluating(result.model):
-        scores = score_sets(result.model, names, place, **scoring)
+        scores = {
+            name: _score(result.model, each, find_device(place.device), **scoring)
+            for name, each in documents.items()
+        }
     return {
         "parameters": sum(weight.numel() for weight in result.model.parameters()),
         "tokens": result.num_tokens,
@@ -68,9 +79,8 @@ def measure_language_model(
     }
 
 
-def score_sets(
-    model: RetNet,
-    names: Sequence[str],
+def _documents(
+    name: str,
     place: Place,
     *,
     protocol: str,
@@ -78,42 +88,35 @@ def score_sets(
     passage: int,
     window: int,
     scored: int,
-) -> dict[str, Values]:
-    """Bits per byte of some data sets, about `num_bytes` of each, in passages of equal length.
-
-    protocol: "windows": every byte once, in windows of `window` bytes which start from nothing, of
-    which the last `scored` count (the first window of a passage counts whole); and "carried": for a
-    model whose state is of constant size, the same bytes with the state carried through the
-    passage. "last": the last `scored` bytes of each passage, read with the `window` bytes that end
-    with them.
-    """
-    bos_id, device = ByteTokenizer.bos_id, find_device(place.device)
-    costs = token_costs(model)
-    found: dict[str, Values] = {}
-    for name in names:
-        # A few bytes more, since a character that would be cut is left out.
-        slack = 8 if protocol == "last" else 0
-        documents = scored_passages(name, place.data, num_bytes=num_bytes, length=passage + slack)
-        windows = _windows(documents, protocol, bos_id, passage, window, scored)
-        score = score_windows(costs, windows, device=device)
-        found[name] = {"windows": score.bits_per_token, "bytes": score.num_tokens}
-        if protocol == "windows" and not model.config.state_grows:
-            carried = score_tokens(costs, documents, bos_id=bos_id, device=device)
-            found[name]["carried"] = carried.bits_per_byte
-    return found
+) -> list[TokenDocument]:
+    # A few bytes more where they are counted from the end: a character that is cut is left out.
+    slack = 8 if protocol == "last" else 0
+    return scored_passages(name, place.data, num_bytes=num_bytes, length=passage + slack)
 
 
-def _windows(
+def _score(
+    model: RetNet,
     documents: Sequence[TokenDocument],
+    device: torch.device,
+    *,
     protocol: str,
-    bos_id: int,
+    num_bytes: int,
     passage: int,
     window: int,
     scored: int,
-) -> Sequence[Window]:
+) -> Values:
+    costs, bos_id = token_costs(model), ByteTokenizer.bos_id
     if protocol == "last":
-        return list(last_tokens(documents, chunk=passage, context=window, scored=scored))
-    return list(sliding_windows(documents, bos_id=bos_id, window=window, stride=scored))
+        windows = last_tokens(documents, chunk=passage, context=window, scored=scored)
+        score = score_windows(costs, windows, device=device)
+        return {"windows": score.bits_per_token, "bytes": score.num_tokens}
+    windows = sliding_windows(documents, bos_id=bos_id, window=window, stride=scored)
+    score = score_windows(costs, windows, device=device)
+    found: Values = {"windows": score.bits_per_token, "bytes": score.num_tokens}
+    if not model.config.state_grows:
+        carried = score_tokens(costs, documents, bos_id=bos_id, device=device)
+        found["carried"] = carried.bits_per_byte
+    return found
 
 
 def _curve(folder: RunFolder) -> list[list[float]]:

@@ -1,6 +1,6 @@
 """Cells that train language models, as several studies want them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from retnet.config import ModelConfig
@@ -8,6 +8,7 @@ from retnet.reproduce.budgets import LANGUAGE
 from retnet.reproduce.cells import Cell
 from retnet.reproduce.language import measure_language_model
 from retnet.reproduce.study import Ask
+from retnet.reproduce.texts import TrainingText
 
 
 def language_cell(
@@ -37,12 +38,7 @@ def language_cell(
     )
 
 
-def in_turn(groups: Mapping[str, Sequence[Cell]]) -> list[Cell]:
-    """Seed by seed, so that an interrupted study has something of everything."""
-    return [cell for cells in zip(*groups.values(), strict=True) for cell in cells]
-
-
-def language_texts(ask: Ask) -> list[tuple[str, str]]:
-    """What language models are trained on: see `Study.texts`."""
+def language_texts(ask: Ask) -> list[TrainingText]:
+    """What language models are trained on."""
     budget = LANGUAGE[ask.budget]
-    return [(budget.text, budget.held_out)]
+    return [TrainingText(budget.text, budget.held_out, budget.held_out_bytes)]

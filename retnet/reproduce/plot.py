@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from retnet.reproduce.findings import Findings, Line, Panel
+from retnet.reproduce.findings import Findings, Panel
 
 _PANELS_IN_A_ROW = 2
 _MARKERS = "osD^vPX*<>"
@@ -79,8 +79,3 @@ def _scale(axes: Any, panel: Panel) -> None:
         axes.minorticks_off()
     if panel.log_y:
         axes.set_yscale("log")
-
-
-def points(name: str, values: Sequence[float], spread: Sequence[float] = ()) -> Line:
-    """A line over the places 0, 1, 2 ..."""
-    return Line(name=name, x=tuple(range(len(values))), y=tuple(values), spread=tuple(spread))

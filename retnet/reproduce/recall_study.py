@@ -7,9 +7,17 @@ from typing import Any
 from retnet.config import ModelConfig
 from retnet.reproduce.cells import Cell, Values
 from retnet.reproduce.config import Budget
-from retnet.reproduce.findings import LEAST_SEEDS, Check, Findings, Line, Panel, Spread, Table
-from retnet.reproduce.language_cells import in_turn
-from retnet.reproduce.study import Ask, Records, Study, results, slug
+from retnet.reproduce.findings import (
+    Check,
+    Findings,
+    Line,
+    Panel,
+    Spread,
+    Table,
+    check_seeds,
+    spread_line,
+)
+from retnet.reproduce.study import Ask, Records, Study, in_turn, results, slug
 from retnet.reproduce.task_cells import task_cell
 
 
@@ -141,15 +149,13 @@ def _cells(ask: Ask) -> dict[tuple[str, str], list[Cell]]:
     }
 
 
-Found = dict[tuple[str, str], list[Values]]
+Found = dict[tuple[str, str], dict[int, Values]]
 
 
 def _find(ask: Ask, records: Records) -> Findings | None:
     budget = BUDGETS[ask.budget]
     found: Found = {
-        key: [result for _, result in rows]
-        for key, cells in _cells(ask).items()
-        if (rows := results(cells, records))
+        key: rows for key, cells in _cells(ask).items() if (rows := results(cells, records))
     }
     if not found:
         return None
@@ -165,17 +171,18 @@ def _find(ask: Ask, records: Records) -> Findings | None:
         checks=_checks(found, budget),
         notes=[
             f"Multi-query associative recall of Zoology (arXiv:2312.04927) in {budget.length} "
-            f"tokens, vocabulary {budget.vocab_size:,}, two layers of width "
-            f"{budget.model['d_model']}, at most {budget.steps:,} steps of {budget.batch_size} "
-            "rows, fewer where 99 % were right before. What is measured is what can be learned in "
-            "so many steps, which may be less than what a state can hold.",
+            f"tokens, vocabulary {budget.vocab_size:,}, {budget.model['num_layers']} layers of "
+            f"width {budget.model['d_model']}, at most {budget.steps:,} steps of "
+            f"{budget.batch_size} rows, fewer where 99 % were right before, at the rate that "
+            "attention does well with. Larger keys have more parameters too. What is measured is "
+            "what can be learned in so many steps, which may be less than what a state can hold.",
         ],
     )
 
 
 def _accuracy(found: Found, name: str, task: str) -> Spread | None:
     rows = found.get((name, task))
-    return Spread(tuple(row["accuracy"] for row in rows)) if rows else None
+    return Spread({seed: row["accuracy"] for seed, row in rows.items()}) if rows else None
 
 
 def _names(found: Found) -> list[str]:
@@ -188,88 +195,69 @@ def _table(title: str, found: Found, tasks: list[str]) -> Table:
         spreads = [_accuracy(found, name, task) for task in tasks]
         if not any(spreads):
             continue
-        states = [row["state_bytes"] for task in tasks for row in found.get((name, task), [])]
-        sizes = [row["num_parameters"] for task in tasks for row in found.get((name, task), [])]
+        known = [row for task in tasks for row in found.get((name, task), {}).values()]
+        states, sizes = ([row[key] for row in known] for key in ("state_bytes", "num_parameters"))
         cells = ["-" if spread is None else spread.text() for spread in spreads]
         rows.append([name, f"{sizes[0]:,}", f"{max(states):,}", *cells])
     return Table(title=title, columns=["model", "parameters", "state, bytes", *tasks], rows=rows)
 
 
 def _by_state(found: Found, budget: RecallBudget) -> Panel:
-    lines = []
-    for count in budget.pairs:
-        task = f"{count} pairs"
-        names = [f"RetNet, keys of {size}" for size in budget.keys]
+    names = [f"RetNet, keys of {size}" for size in budget.keys]
+
+    def of(task: str) -> Line:
         known = [name for name in names if (name, task) in found]
-        spreads = [_accuracy(found, name, task) for name in known]
-        if known:
-            lines.append(
-                Line(
-                    name=task,
-                    x=[found[name, task][0]["state_bytes"] for name in known],
-                    y=[spread.mean for spread in spreads if spread],
-                    spread=[spread.deviation or 0.0 for spread in spreads if spread],
-                )
-            )
+        states = [next(iter(found[name, task].values()))["state_bytes"] for name in known]
+        return spread_line(task, states, _known_spreads(found, known, [task]))
+
     return Panel(
         title="RetNet by the size of its state",
         x_label="bytes of state",
         y_label="right answers",
-        lines=lines,
+        lines=[of(f"{count} pairs") for count in budget.pairs],
         log_x=True,
     )
 
 
 def _by_pairs(found: Found, budget: RecallBudget) -> Panel:
-    lines = []
-    for name in _names(found):
+    def of(name: str) -> Line:
         known = [count for count in budget.pairs if (name, f"{count} pairs") in found]
-        spreads = [_accuracy(found, name, f"{count} pairs") for count in known]
-        if known:
-            lines.append(
-                Line(
-                    name=name,
-                    x=known,
-                    y=[spread.mean for spread in spreads if spread],
-                    spread=[spread.deviation or 0.0 for spread in spreads if spread],
-                )
-            )
+        tasks = [f"{count} pairs" for count in known]
+        return spread_line(name, known, _known_spreads(found, [name], tasks))
+
     return Panel(
         title="by the number of pairs",
         x_label="pairs",
         y_label="right answers",
-        lines=lines,
+        lines=[of(name) for name in _names(found)],
         log_x=True,
     )
 
 
+def _known_spreads(found: Found, names: list[str], tasks: list[str]) -> list[Spread]:
+    spreads = (_accuracy(found, name, task) for name in names for task in tasks)
+    return [spread for spread in spreads if spread is not None]
+
+
 def _checks(found: Found, budget: RecallBudget) -> list[Check]:
-    checks = []
-    control = _accuracy(found, "Transformer", f"{budget.pairs[0]} pairs")
-    if control is not None:
-        checks.append(
-            Check(
-                claim=f"control: attention recalls {budget.pairs[0]} pairs, 0.99",
-                value=control.text(),
-                holds=min(control.values) >= 0.99,
-            )
-        )
-    least, most = (f"RetNet, keys of {budget.keys[place]}" for place in (0, -1))
     few, many = (f"{budget.pairs[place]} pairs" for place in (0, -1))
-    for claim, one, two in (
-        (f"{few}: more with keys of {budget.keys[-1]}", (most, few), (least, few)),
-        (f"{most}: more of {few} than of {many}", (most, few), (most, many)),
-    ):
-        higher, lower = _accuracy(found, *one), _accuracy(found, *two)
-        if higher is None or lower is None or len(higher.values) < LEAST_SEEDS:
-            continue
-        difference = higher.minus(lower)
-        if difference is not None:
-            holds = min(difference.values) > 0
-            checks.append(Check(claim=claim, value=difference.text(), holds=holds))
-    return checks
+    least, most = (f"RetNet, keys of {budget.keys[place]}" for place in (0, -1))
+    return [
+        *check_seeds(
+            f"control: attention recalls {few}, 0.99",
+            _accuracy(found, "Transformer", few),
+            lambda accuracy: accuracy >= 0.99,
+        ),
+        *_more(f"{many}: more with keys of {budget.keys[-1]}", found, (most, many), (least, many)),
+        *_more(f"{most}: more of {few} than of {many}", found, (most, few), (most, many)),
+    ]
 
 
-RECALL = Study(
-    cells=lambda ask: in_turn({str(key): cells for key, cells in _cells(ask).items()}), find=_find
-)
+def _more(claim: str, found: Found, one: tuple[str, str], other: tuple[str, str]) -> list[Check]:
+    higher, lower = _accuracy(found, *one), _accuracy(found, *other)
+    if higher is None or lower is None:
+        return []
+    return check_seeds(claim, higher.minus(lower), lambda difference: difference > 0)
+
+
+RECALL = Study(cells=lambda ask: in_turn(_cells(ask).values()), find=_find)

@@ -1,9 +1,9 @@
 """Runs a study: what is missing is measured, and the tables are written anew after every cell."""
 
 import json
+import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from functools import cache, partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +11,13 @@ import torch
 
 from retnet import __version__
 from retnet.checkpoint.files import replace_files
-from retnet.measure import machine_facts
 from retnet.reproduce.cells import Cell, CellFolder, Place, Record
 from retnet.reproduce.config import ReproduceConfig
 from retnet.reproduce.crew import run_cells
 from retnet.reproduce.findings import Findings
 from retnet.reproduce.plot import plot_findings
 from retnet.reproduce.study import Ask, Study
-from retnet.reproduce.texts import describe_set, passages, prepare_set, read_set
-
-_HELD_OUT = {"num_bytes": 100_000, "length": 4_096}
+from retnet.reproduce.texts import prepare_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,43 +48,50 @@ def reproduce(
 ) -> Reproduced:
     """Measure what is missing of a study, and write its findings.
 
-    The results are in `out/budget`: STUDY.json, STUDY.md and STUDY.png, and a file for each cell in
-    "cells", which other studies may share. An interrupted study goes on where it stopped.
+    The results are in `out/budget`: STUDY.json, STUDY.md and STUDY.png, written anew after every
+    measurement, and a file for each cell in "cells", which other studies may share. An interrupted
+    study goes on where it stopped.
 
-    Raises ValueError for data sets that aren't there and cells that were measured with other
-    settings, StoppedError after a signal; what was done is kept.
+    Raises ValueError for data sets that aren't there, cells that were measured with other settings
+    and those that can't be measured, StoppedError after a signal; what was done is kept.
     """
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise ValueError("a study is one process, got several from torchrun; pass --jobs instead")
     data, out = Path(config.data), Path(config.out) / config.budget
-    texts = out / "texts"
     ask = Ask(
         budget=config.budget,
         seeds=range(config.seeds),
-        describe=cache(partial(describe_set, data=data)),
+        data=data,
         checkpoints=tuple(name for name in (config.models or "").split(",") if name),
     )
     cells, folder = study.cells(ask), CellFolder(out / "cells")
-    missing = [cell for cell in cells if folder.read(cell) is None]
-    report(Standing(cell=None, record=None, num_done=0, num_cells=len(cells)))
-    for name, held_out in study.texts(ask) if missing else ():
-        size = {"small": 1, "paper": 1, "smoke": 50}[config.budget]
-        excerpt = passages(
-            read_set(held_out, data), **{key: each // size for key, each in _HELD_OUT.items()}
-        )
-        prepare_set(name, excerpt, data, texts)
+    if len({cell.key for cell in cells}) < len(cells):
+        raise ValueError(f"{config.study} would measure one thing twice; name each checkpoint once")
+    found = {cell.key: folder.read(cell) for cell in cells}
+    records = {key: record for key, record in found.items() if record is not None}
+    missing = [cell for cell in cells if cell.key not in records]
+    if missing:
+        for text in study.texts(ask):
+            prepare_text(text, data, out / "texts")
 
     def place(path: Path, count: int) -> Place:
-        return Place(folder=path, data=data, texts=texts, device=config.device, threads=count)
+        return Place(
+            folder=path, data=data, texts=out / "texts", device=config.device, threads=count
+        )
 
-    records: dict[str, Record] = {}
-    written = None
+    def status(cell: Cell | None, record: Record | None) -> Standing:
+        return Standing(cell=cell, record=record, num_done=len(records), num_cells=len(cells))
+
+    report(status(None, None))
+    written = _write(config, study, ask, cells, records, out)
     for cell, record in run_cells(
-        cells, folder, place, jobs=config.jobs, num_threads=torch.get_num_threads()
+        missing, folder, place, jobs=config.jobs, num_threads=torch.get_num_threads()
     ):
         records[cell.key] = record
         written = _write(config, study, ask, cells, records, out) or written
-        report(Standing(cell=cell, record=record, num_done=len(records), num_cells=len(cells)))
+        report(status(cell, record))
     if written is None:
-        raise ValueError(f"{config.study} has nothing to measure: {len(cells)} cells")
+        raise ValueError(f"{config.study} found nothing in its {len(cells)} measurements")
     return written
 
 
@@ -102,6 +106,7 @@ def _write(
     findings = study.find(ask, records)
     if findings is None:
         return None
+    out.mkdir(parents=True, exist_ok=True)
     names = {each: out / f"{config.study}.{each}" for each in ("json", "md", "png")}
     lines = [
         *findings.markdown(),
@@ -110,9 +115,9 @@ def _write(
     ]
     values = {
         "study": config.study,
-        "settings": {**asdict(config), "data": None, "out": None},
+        "budget": config.budget,
+        "seeds": config.seeds,
         "retnet": __version__,
-        "machine": machine_facts(),
         "findings": findings.to_dict(),
         "cells": {cell.key: records[cell.key].to_dict() for cell in cells if cell.key in records},
         "missing": [cell.key for cell in cells if cell.key not in records],
@@ -133,13 +138,15 @@ def _write(
 
 
 def _machines(records: dict[str, Record]) -> str:
-    """On what the measurements were made."""
+    """On what the measurements were made, with which code."""
 
     def machine(facts: dict[str, Any]) -> str:
         return (
             f"{facts['cpu']}, {facts['cores']} cores, torch {facts['torch']}, "
-            f"Python {facts['python']}, retnet {facts['retnet']}"
+            f"Python {facts['python']}"
         )
 
-    found = dict.fromkeys(machine(record.machine) for record in records.values())
-    return f"Measured on: {'; '.join(found)}."
+    every = [record.machine for record in records.values()]
+    machines = dict.fromkeys(map(machine, every))
+    commits = dict.fromkeys(facts["commit"] or facts["retnet"] for facts in every)
+    return f"Measured on: {'; '.join(machines)}. Code: {', '.join(commits)}."

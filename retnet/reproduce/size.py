@@ -4,31 +4,36 @@ import math
 
 from retnet.reproduce.budgets import LANGUAGE, SIZES
 from retnet.reproduce.cells import Cell
-from retnet.reproduce.findings import Findings, Line, Panel, Spread, Table
-from retnet.reproduce.language_cells import in_turn, language_cell, language_texts
+from retnet.reproduce.findings import Findings, Panel, Spread, Table, spread_line
+from retnet.reproduce.language_cells import language_cell, language_texts
 from retnet.reproduce.models import ARCHITECTURES, variant
 from retnet.reproduce.paper import FIGURE_5
-from retnet.reproduce.study import Ask, Records, Study, results, slug
+from retnet.reproduce.study import Ask, Records, Study, in_turn, results, slug
 
 _MODELS = ("RetNet", "Transformer")
 
 
 def _cells(ask: Ask) -> dict[tuple[str, str], list[Cell]]:
     """The cells of each model and size, one a seed."""
-    base = LANGUAGE[ask.budget].model
     return {
-        (name, size): [
-            language_cell(
-                f"{slug(name)}-{slug(size)}",
-                variant({**base, **changes}, ARCHITECTURES[name]),
-                seed,
-                ask,
-            )
-            for seed in ask.seeds
-        ]
-        for size, changes in SIZES[ask.budget].items()
+        (name, size): [_cell(name, size, seed, ask) for seed in ask.seeds]
+        for size in SIZES[ask.budget]
         for name in _MODELS
     }
+
+
+def _cell(name: str, size: str, seed: int, ask: Ask) -> Cell:
+    base, chosen = LANGUAGE[ask.budget].model, SIZES[ask.budget][size]
+    config = variant({**base, **chosen.model}, ARCHITECTURES[name])
+    # Table 5 has trained the models of its own size.
+    is_known = config == variant(base, ARCHITECTURES[name]) and not chosen.training
+    return language_cell(
+        slug(name) if is_known else f"{slug(name)}-{slug(size)}",
+        config,
+        seed,
+        ask,
+        training=chosen.training,
+    )
 
 
 def _find(ask: Ask, records: Records) -> Findings | None:
@@ -38,12 +43,12 @@ def _find(ask: Ask, records: Records) -> Findings | None:
         return None
     bits = {
         heading: {
-            key: Spread(tuple(result["bits_per_byte"][each]["windows"] for _, result in rows))
+            key: Spread({seed: row["bits_per_byte"][each]["windows"] for seed, row in rows.items()})
             for key, rows in found.items()
         }
         for heading, each in sets.items()
     }
-    sizes = {key: rows[0][1]["parameters"] for key, rows in found.items()}
+    sizes = {key: next(iter(rows.values()))["parameters"] for key, rows in found.items()}
     table = [
         [f"{name}, {size}", f"{sizes[name, size]:,}"]
         + [bits[heading][name, size].text() for heading in sets]
@@ -81,21 +86,14 @@ def _panel(
     lines = []
     for name in _MODELS:
         keys = [key for key in bits if key[0] == name]
-        lines.append(
-            Line(
-                name=name,
-                x=[sizes[key] for key in keys],
-                y=[bits[key].mean for key in keys],
-                spread=[bits[key].deviation or 0.0 for key in keys],
-            )
-        )
+        lines.append(spread_line(name, [sizes[key] for key in keys], [bits[key] for key in keys]))
     return Panel(
         title=heading, x_label="parameters", y_label="bits per byte", lines=lines, log_x=True
     )
 
 
 FIGURE5 = Study(
-    cells=lambda ask: in_turn({str(key): cells for key, cells in _cells(ask).items()}),
+    cells=lambda ask: in_turn(_cells(ask).values()),
     find=_find,
     texts=language_texts,
 )

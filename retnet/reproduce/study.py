@@ -1,12 +1,13 @@
 """What a study is: the cells it is made of, and what they say together."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from retnet.reproduce.cells import Cell, Record, Values
 from retnet.reproduce.config import Budget
 from retnet.reproduce.findings import Findings
-from retnet.reproduce.texts import TextSet
+from retnet.reproduce.texts import TextSet, TrainingText, describe_set
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,14 +17,18 @@ class Ask:
     Attributes:
         budget: how much of it.
         seeds: that models are trained from.
-        describe: a data set by its name, with its checksum; ValueError where it isn't there.
+        data: the folder of data sets.
         checkpoints: folders to be evaluated.
     """
 
     budget: Budget
     seeds: Sequence[int]
-    describe: Callable[[str], TextSet]
+    data: Path
     checkpoints: Sequence[str] = ()
+
+    def describe(self, name: str) -> TextSet:
+        """A data set by its name, with its checksum; ValueError where it isn't there."""
+        return describe_set(name, self.data)
 
 
 # What cells have found, by their keys; those that are not done yet are missing.
@@ -37,19 +42,26 @@ class Study:
     Attributes:
         cells: the measurements.
         find: what these say, in which some may be missing; None while there are too few.
-        texts: the data sets that must be ready for training: (its name, what is held out).
+        texts: the data sets that must be ready for training.
     """
 
     cells: Callable[[Ask], list[Cell]]
     find: Callable[[Ask, Records], Findings | None]
-    texts: Callable[[Ask], Sequence[tuple[str, str]]] = lambda _: ()
+    texts: Callable[[Ask], Sequence[TrainingText]] = lambda _: ()
 
 
-def results(cells: Sequence[Cell], records: Records) -> list[tuple[Values, Values]]:
-    """(settings, result) of each cell that is done."""
-    return [
-        (dict(cell.settings), records[cell.key].result) for cell in cells if cell.key in records
-    ]
+def results(cells: Sequence[Cell], records: Records) -> dict[int, Values]:
+    """What was found from each seed, of those that are done."""
+    return {
+        cell.settings["training"]["seed"]: records[cell.key].result
+        for cell in cells
+        if cell.key in records
+    }
+
+
+def in_turn(groups: Iterable[Sequence[Cell]]) -> list[Cell]:
+    """Seed by seed, so that an interrupted study has something of everything."""
+    return [cell for cells in zip(*groups, strict=True) for cell in cells]
 
 
 def slug(name: str) -> str:

@@ -20,7 +20,7 @@ _TASKS: dict[str, Callable[..., Task]] = {
     "random bytes": RandomBytes,
 }
 
-_NUM_TESTED = 1024
+NUM_TESTED = 1024  # rows of a test
 
 
 def task_cell(
@@ -73,10 +73,7 @@ def measure_task(
         "nats": loss_nats(net, trained_on),
         "curve": curve,
         "tests": {
-            name: {
-                "accuracy": accuracy(net, make_task(test), num_examples=_NUM_TESTED),
-                "examples": _NUM_TESTED,
-            }
+            name: {"accuracy": accuracy(net, make_task(test), num_examples=NUM_TESTED)}
             for name, test in tests.items()
         },
     }

@@ -3,8 +3,9 @@
 import hashlib
 import json
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from retnet.data.text import Document
 from retnet.data.tokens import TokenDocument, byte_documents
 
 _ARTICLES = "^ = [^=].* = $"
+_HELD_OUT_PASSAGE = 4_096  # bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,12 +87,13 @@ def find_source(name: str, data: Path) -> str:
     return str(path)
 
 
-def read_set(name: str, data: Path) -> list[Document]:
+def read_set(name: str, data: Path) -> Iterator[Document]:
     """The documents of a data set."""
     split_on = KNOWN[name].split_on if name in KNOWN else None
-    return list(read_documents(find_source(name, data), split_on=split_on))
+    return read_documents(find_source(name, data), split_on=split_on)
 
 
+@cache
 def describe_set(name: str, data: Path) -> TextSet:
     """A data set and its checksum: that of its documents, or of what was prepared from them."""
     source = find_source(name, data)
@@ -102,13 +105,24 @@ def describe_set(name: str, data: Path) -> TextSet:
     return TextSet(name, found.hexdigest())
 
 
-def prepare_set(name: str, validation: Sequence[Document], data: Path, texts: Path) -> Path:
-    """A data set made ready for training, with some documents held out, in a folder of `texts`;
+class TrainingText(NamedTuple):
+    """A data set to train on, and how many bytes of which other are read while that is done."""
+
+    name: str
+    held_out: str
+    held_out_bytes: int
+
+
+def prepare_text(text: TrainingText, data: Path, texts: Path) -> Path:
+    """A data set made ready for training, passages of another held out, in a folder of `texts`;
     one that comes prepared stays where it is.
     """
-    source = find_source(name, data)
+    name, source = text.name, find_source(text.name, data)
     if is_prepared(source):
         return Path(source)
+    length = min(_HELD_OUT_PASSAGE, text.held_out_bytes // 24)
+    held_out_set = read_set(text.held_out, data)
+    validation = passages(held_out_set, num_bytes=text.held_out_bytes, length=length)
     texts.mkdir(parents=True, exist_ok=True)
     held_out = texts / f"{name}-held-out.jsonl"
     lines = "".join(json.dumps({"text": each.data.decode()}) + "\n" for each in validation)
@@ -123,7 +137,7 @@ def prepare_set(name: str, validation: Sequence[Document], data: Path, texts: Pa
     return prepare(config).out
 
 
-def passages(documents: Sequence[Document], *, num_bytes: int, length: int) -> list[Document]:
+def passages(documents: Iterable[Document], *, num_bytes: int, length: int) -> list[Document]:
     """About so many bytes of some documents: passages of `length` bytes spread evenly over them
     all, always the same. Each is UTF-8 and within one document, so some are a little shorter.
     """
@@ -152,5 +166,14 @@ def _locate(documents: Sequence[Document], place: int, length: int) -> tuple[Doc
 
 def scored_passages(name: str, data: Path, *, num_bytes: int, length: int) -> list[TokenDocument]:
     """The passages of a data set that models of bytes are scored on."""
-    found = passages(read_set(name, data), num_bytes=num_bytes, length=length)
+    source = find_source(name, data)
+    if is_prepared(source):
+        raise ValueError(
+            f"data set {name!r} at {source!r} has tokens, and it is scored by its bytes: put the "
+            "text there that it was prepared from"
+        )
+    try:
+        found = passages(read_set(name, data), num_bytes=num_bytes, length=length)
+    except ValueError as error:
+        raise ValueError(f"data set {name!r}: {error}") from error
     return byte_documents(document.data for document in found)

@@ -75,7 +75,10 @@ def test_attention_is_a_softmax_of_turned_products() -> None:
 def test_linear_attention_is_its_sum() -> None:
     mixer, x = make("linear"), inputs()
     assert isinstance(mixer, LinearAttention)
-    q, k = (F.elu(by_heads(project(x))) + 1 for project in (mixer.q_proj, mixer.k_proj))
+    angles = rotary_angles(torch.arange(LENGTH), WIDTH // HEADS, "torchscale")
+    waves = torch.stack([angles.cos(), angles.sin()], dim=-1).flatten(1)
+    placed = x + torch.cat([waves] * HEADS, dim=1)
+    q, k = (F.elu(by_heads(project(placed))) + 1 for project in (mixer.q_proj, mixer.k_proj))
     weights = (q @ k.transpose(-1, -2)).tril()
     weights = weights / weights.sum(-1, keepdim=True)
     expected = mixer.out_proj((weights @ by_heads(mixer.v_proj(x))).transpose(1, 2).flatten(2))

@@ -2,12 +2,14 @@
 
 import json
 import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from retnet.reproduce.cells import Cell, CellFolder, Place, Record, StoppedError
 from retnet.reproduce.crew import run_cells
@@ -52,7 +54,10 @@ def run(
         return Place(folder=folder, data=path, texts=path, device="cpu", threads=threads)
 
     folder = CellFolder(path / "cells")
-    return list(run_cells(cells, folder, place, jobs=jobs, num_threads=num_threads))
+    found = {cell.key: folder.read(cell) for cell in cells}
+    known = [(cell, record) for cell in cells if (record := found[cell.key]) is not None]
+    missing = [cell for cell in cells if found[cell.key] is None]
+    return [*known, *run_cells(missing, folder, place, jobs=jobs, num_threads=num_threads)]
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
@@ -102,19 +107,36 @@ def test_a_damaged_record(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_what_was_done_before_an_error_is_kept(jobs: int, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="two can't be measured"):
-        run([make(number, fail) for number in (0, 1, 2)], tmp_path, jobs=jobs)
+def test_an_error_is_told_after_all_others_are_done(jobs: int, tmp_path: Path) -> None:
+    """It names the cell, and costs no other."""
+    message = "1 of 3 not measured; cell-2: two can't be measured"
+    with pytest.raises(ValueError, match=message):
+        run([make(number, fail) for number in (2, 0, 1)], tmp_path, jobs=jobs)
     names = {path.name for path in (tmp_path / "cells").glob("*.json")}
-    assert {"cell-0.json", "cell-1.json"} >= names != set()
+    assert names == {"cell-0.json", "cell-1.json"}
 
 
-def test_an_error_does_not_wait_for_others(tmp_path: Path) -> None:
-    """Those that run beside it are ended."""
+def die(place: Place, *, number: int) -> dict[str, Any]:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return {}
+
+
+def test_a_process_that_dies(tmp_path: Path) -> None:
+    """As where memory is short: all ends, at once, and what is kept is kept."""
     start = time.monotonic()
-    with pytest.raises(ValueError, match="two can't be measured"):
-        run([make(2, fail), make(5, wait_long)], tmp_path, jobs=2)
+    with pytest.raises(OSError, match=r"cell-1: a process ended by itself \(exit code -9\)"):
+        run([make(1, die), make(2, wait_long)], tmp_path, jobs=2)
     assert time.monotonic() - start < 120
+
+
+def run_out_of_memory(place: Place, *, number: int) -> dict[str, Any]:
+    torch.empty(2**50)
+    return {}
+
+
+def test_too_little_memory(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"cell-1: there is not enough memory: .*allocate"):
+        run([make(1, run_out_of_memory)], tmp_path)
 
 
 def test_what_was_stopped_is_no_result(tmp_path: Path) -> None:
@@ -134,5 +156,5 @@ def test_timed_cells_run_alone(tmp_path: Path) -> None:
 
 def test_results_are_numbers(tmp_path: Path) -> None:
     """No NaN becomes a result."""
-    with pytest.raises(ValueError, match="not JSON compliant"):
+    with pytest.raises(ValueError, match="cell-nan: Out of range float values are not JSON"):
         run([make(float("nan"))], tmp_path)  # type: ignore[arg-type]

@@ -24,7 +24,7 @@ def test_count_is_that_of_the_model() -> None:
 def test_equal_parameters(budget: str) -> None:
     """Within 2 %, for all architectures and ablations at all sizes that a budget compares."""
     base = dict(LANGUAGE[budget].model)  # type: ignore[index]
-    bases = [base, *({**base, **changes} for changes in SIZES[budget].values())]  # type: ignore[index]
+    bases = [base, *({**base, **size.model} for size in SIZES[budget].values())]  # type: ignore[index]
     for each in (*bases, COST[budget].model, DECODING[budget].model):  # type: ignore[index]
         plain = count_parameters(ModelConfig(**each))
         changes = [*ARCHITECTURES.values(), *ablations(each["num_heads"]).values()]

@@ -97,6 +97,7 @@ def test_without_a_name_all_are_told(capsys: pytest.CaptureFixture[str]) -> None
         (["table3"], "--models are checkpoints for table3 and for no other study, got None"),
         (["table5", "--models", "x"], "--models are checkpoints for table3 and for no other"),
         (["table3", "--models", "nowhere"], "models: 'nowhere' is not the folder of a checkpoint"),
+        (["table3", "--models", "."], "models: '.' has no weights, such as model.safetensors"),
     ],
 )
 def test_refusals(

@@ -21,13 +21,13 @@ def read_documents(
     division = make_division(split_on, None)
     finder = Finder(text_field=text_field, split=split, division=division, leave_out=None)
     for found in finder.find([source]):
-        text, number = b"", 0
+        parts, number = list[bytes](), 0
         for piece in found.pieces(_PIECE_BYTES):
             for item in piece.items(lambda _: None, skip_bad=False):
                 if isinstance(item, LeftOut):
                     continue
-                text += item.text
+                parts.append(item.text)
                 if item.ends:
                     name = Path(str(found.identity()[0])).name
-                    yield Document(f"{name}#{number}", text)
-                    text, number = b"", number + 1
+                    yield Document(f"{name}#{number}", b"".join(parts))
+                    parts, number = [], number + 1
