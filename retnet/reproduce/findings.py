@@ -153,7 +153,7 @@ def spread_line(name: str, x: Sequence[float], spreads: Sequence[Spread]) -> Lin
     """Means with their deviations."""
     return Line(
         name=name,
-        x=x,
+        x=list(x),
         y=[spread.mean for spread in spreads],
         spread=[spread.deviation or 0.0 for spread in spreads],
     )

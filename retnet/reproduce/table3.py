@@ -203,7 +203,7 @@ def _panel(found: Mapping[tuple[str, int], Mapping[str, Values]], tasks: list[st
         )
     for column, name in enumerate(("Transformer", "RetNet")):
         values = [TABLE_3[task][0][column] for task in tasks]
-        lines.append(Line(name=f"paper, {name}, 6.7B, 0-shot", x=range(len(tasks)), y=values))
+        lines.append(Line(name=f"paper, {name}, 6.7B, 0-shot", x=list(range(len(tasks))), y=values))
     return Panel(title="accuracy", x_label="", y_label="percent", lines=lines, names=tasks)
 
 
