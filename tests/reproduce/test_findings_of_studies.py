@@ -1,5 +1,6 @@
 """What studies conclude from records whose numbers are known."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ def find(study: Study, result: Result, *, seeds: int = 3) -> Findings:
             )
     findings = study.find(ask, records)
     assert findings is not None
+    json.dumps(findings.to_dict(), allow_nan=False)  # as it is kept
     return findings
 
 
