@@ -221,14 +221,14 @@ COST: dict[Budget, CostBudget] = {
     "small": CostBudget(
         model={"d_model": 128, "num_layers": 4, "num_heads": 4},
         decoding=(2_048, 4_096, 8_192, 16_384, 32_768),
-        training=(1_024, 2_048, 4_096, 8_192),
+        training=(2_048, 4_096, 8_192, 16_384),
         steps=8,
         rounds=5,
     ),
     "paper": CostBudget(
         model=_PAPER_MODEL,
         decoding=(2_048, 4_096, 8_192, 16_384, 32_768),
-        training=(1_024, 2_048, 4_096, 8_192),
+        training=(2_048, 4_096, 8_192, 16_384),
         steps=8,
         rounds=5,
     ),

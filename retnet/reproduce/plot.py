@@ -75,7 +75,14 @@ def _scale(axes: Any, panel: Panel) -> None:
     if panel.log_x:
         axes.set_xscale("log", base=2)
         places = sorted({x for line in panel.lines for x in line.x})
-        axes.set_xticks(places, [EngFormatter(sep="")(x) for x in places], fontsize=8)
+        axes.set_xticks(places, [_place(x) for x in places], fontsize=8)
         axes.minorticks_off()
     if panel.log_y:
         axes.set_yscale("log")
+
+
+def _place(x: float) -> str:
+    """A place on an axis: 16384 as 16,384, millions as 1.2M."""
+    if x < 100_000:
+        return f"{x:,.0f}"
+    return f"{x / 1e6:.3g}M"

@@ -1,11 +1,11 @@
 """Table 1: what decoding and training cost against length, as exponents that are measured."""
 
 import statistics
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
-from retnet.reproduce.budgets import COST, CostBudget
-from retnet.reproduce.cells import Cell
+from retnet.reproduce.budgets import COST
+from retnet.reproduce.cells import Cell, Values
 from retnet.reproduce.cost import exponent, exponents, measure_step_cost, measure_training_cost
 from retnet.reproduce.findings import Check, Findings, Line, Panel, Table
 from retnet.reproduce.models import ARCHITECTURES, variant
@@ -50,7 +50,8 @@ def training_cells(ask: Ask) -> dict[str, Cell]:
             measure=measure_training_cost,
             settings={
                 "model": variant(budget.model, changes).to_dict(),
-                "lengths": list(budget.training),
+                # Half as long, where all scores are in memory.
+                "lengths": [length // (1 + (name == UNFUSED)) for length in budget.training],
                 "rounds": budget.rounds,
                 "fused": name != UNFUSED,
             },
@@ -60,26 +61,35 @@ def training_cells(ask: Ask) -> dict[str, Cell]:
     }
 
 
-Found = dict[tuple[str, str], dict[str, Any]]
+Key = TypeVar("Key")
+# What was found of ("decoding" or "training", model), with the lengths it was found at.
+Found = dict[tuple[str, str], Values]
+
+
+def costs_found(cells: Mapping[Key, Cell], records: Records) -> dict[Key, Values]:
+    """What is known of each cell, and its lengths."""
+    return {
+        key: {**records[cell.key].result, "lengths": cell.settings["lengths"]}
+        for key, cell in cells.items()
+        if cell.key in records
+    }
 
 
 def _find(ask: Ask, records: Records) -> Findings | None:
-    budget = COST[ask.budget]
-    found = {
-        key: records[cell.key].result for key, cell in _cells(ask).items() if cell.key in records
-    }
+    budget, found = COST[ask.budget], costs_found(_cells(ask), records)
     if not found:
         return None
     return Findings(
         title="Table 1: cost against length, measured",
-        tables=[_exponent_table(found, budget), _cost_table(found, budget)],
-        panels=_panels(found, budget),
-        checks=_checks(found, budget),
+        tables=[_exponent_table(found), _cost_table(found)],
+        panels=_panels(found),
+        checks=_checks(found),
         notes=[
             f"Exponents are slopes of logarithms: p of a cost that goes as length^p, over "
             f"{_range(budget.decoding)} tokens before a step and {_range(budget.training)} tokens "
-            "of a row in training; of the median times, in brackets the least and the greatest of "
-            f"{budget.rounds} rounds in which all lengths took turns. Fixed costs make exponents "
+            "of a row in training, half of that in the last row; of the median times, in brackets "
+            f"the least and the greatest of {budget.rounds} rounds in which all lengths took turns. "
+            "Fixed costs make exponents "
             "smaller than they would be of longer texts. Decoding is `retnet.step`, a row alone, "
             "for all; training memory is what the process grows by. H3 is trained in chunks here, "
             "not by Fourier transforms, and attention by torch's fused one, but for the last row.",
@@ -98,7 +108,7 @@ def _range(lengths: Sequence[int]) -> str:
     return f"{lengths[0]:,} to {lengths[-1]:,}"
 
 
-def _exponent_table(found: Found, budget: CostBudget) -> Table:
+def _exponent_table(found: Found) -> Table:
     rows = []
     for name in (*ARCHITECTURES, UNFUSED):
         step, memory = TABLE_1.get(name, ("", ""))
@@ -106,11 +116,11 @@ def _exponent_table(found: Found, budget: CostBudget) -> Table:
         rows.append(
             [
                 name,
-                _slope(budget.decoding, decoding, "step_s"),
-                _memory_slope(budget.decoding, decoding, "state_bytes"),
+                _slope(decoding, "step_s"),
+                _memory_slope(decoding, "state_bytes"),
                 step,
-                _slope(budget.training, training, "step_s"),
-                _memory_slope(budget.training, training, "peak_bytes"),
+                _slope(training, "step_s"),
+                _memory_slope(training, "peak_bytes"),
                 memory,
             ]
         )
@@ -129,28 +139,28 @@ def _exponent_table(found: Found, budget: CostBudget) -> Table:
     )
 
 
-def _slope(lengths: Sequence[int], found: dict[str, Any] | None, key: str) -> str:
+def _slope(found: Values | None, key: str) -> str:
     if found is None:
         return "-"
-    each = exponents(lengths, found[key])
-    return f"{_median_slope(lengths, found[key]):.2f} ({min(each):.2f} to {max(each):.2f})"
+    each = exponents(found["lengths"], found[key])
+    return f"{_median_slope(found):.2f} ({min(each):.2f} to {max(each):.2f})"
 
 
-def _median_slope(lengths: Sequence[int], rounds_of: Sequence[Sequence[float]]) -> float:
-    return exponent(lengths, [statistics.median(rounds) for rounds in rounds_of])
+def _median_slope(found: Values) -> float:
+    return exponent(found["lengths"], [statistics.median(rounds) for rounds in found["step_s"]])
 
 
-def _memory_slope(lengths: Sequence[int], found: dict[str, Any] | None, key: str) -> str:
+def _memory_slope(found: Values | None, key: str) -> str:
     if found is None or min(found[key]) <= 0:
         return "-"
-    return f"{exponent(lengths, found[key]):.2f}"
+    return f"{exponent(found['lengths'], found[key]):.2f}"
 
 
-def _cost_table(found: Found, budget: CostBudget) -> Table:
+def _cost_table(found: Found) -> Table:
     """What is behind the exponents, at the ends."""
     rows = []
     for (what, name), result in found.items():
-        lengths = budget.decoding if what == "decoding" else budget.training
+        lengths = result["lengths"]
         memory = result["state_bytes" if what == "decoding" else "peak_bytes"]
         for place in (0, -1):
             time_ms = 1e3 * statistics.median(result["step_s"][place])
@@ -169,23 +179,23 @@ def _cost_table(found: Found, budget: CostBudget) -> Table:
     )
 
 
-def _panels(found: Found, budget: CostBudget) -> list[Panel]:
+def _panels(found: Found) -> list[Panel]:
     panels = []
-    for what, lengths, memory, unit in (
-        ("decoding", budget.decoding, "state_bytes", "state"),
-        ("training", budget.training, "peak_bytes", "growth"),
+    for what, memory, unit in (
+        ("decoding", "state_bytes", "state"),
+        ("training", "peak_bytes", "growth"),
     ):
         results = {name: result for (kind, name), result in found.items() if kind == what}
         times = [
             Line(
                 name=name,
-                x=lengths,
+                x=result["lengths"],
                 y=[1e3 * statistics.median(rounds) for rounds in result["step_s"]],
             )
             for name, result in results.items()
         ]
         held = [
-            Line(name=name, x=lengths, y=[each / 1e6 for each in result[memory]])
+            Line(name=name, x=result["lengths"], y=[each / 1e6 for each in result[memory]])
             for name, result in results.items()
             if min(result[memory]) > 0
         ]
@@ -210,22 +220,22 @@ def _panels(found: Found, budget: CostBudget) -> list[Panel]:
     return panels
 
 
-def _checks(found: Found, budget: CostBudget) -> list[Check]:
+def _checks(found: Found) -> list[Check]:
     checks = []
     ours, theirs = found.get(("decoding", "RetNet")), found.get(("decoding", "Transformer"))
     training = found.get(("training", "RetNet"))
     if ours is not None:
-        time = _median_slope(budget.decoding, ours["step_s"])
-        memory = exponent(budget.decoding, ours["state_bytes"])
+        time = _median_slope(ours)
+        memory = exponent(ours["lengths"], ours["state_bytes"])
         checks += [
             _near("RetNet's decoding time: exponent within 0.05 of 0", time, 0, 0.05),
             _near("RetNet's decoding memory: exponent within 0.05 of 0", memory, 0, 0.05),
         ]
     if theirs is not None:
-        memory = exponent(budget.decoding, theirs["state_bytes"])
+        memory = exponent(theirs["lengths"], theirs["state_bytes"])
         checks.append(_near("the Transformer's decoding memory: exponent 1", memory, 1, 0.01))
     if training is not None:
-        time = _median_slope(budget.training, training["step_s"])
+        time = _median_slope(training)
         checks.append(_near("chunkwise training time: exponent within 0.1 of 1", time, 1, 0.1))
     return checks
 

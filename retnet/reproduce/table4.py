@@ -4,28 +4,25 @@ The paper's lengths and sizes on this machine's CPU, in one process, a row at a 
 """
 
 import statistics
-from typing import Any
 
-from retnet.reproduce.budgets import COST
-from retnet.reproduce.cells import Cell
+from retnet.reproduce.cells import Cell, Values
 from retnet.reproduce.findings import Findings, Line, Panel, Table
 from retnet.reproduce.paper import TABLE_4
 from retnet.reproduce.study import Ask, Records, Study
-from retnet.reproduce.table1 import UNFUSED, training_cells
+from retnet.reproduce.table1 import UNFUSED, costs_found, training_cells
 
 _NAMES = (UNFUSED, "Transformer", "RetNet")
 
 
 def _find(ask: Ask, records: Records) -> Findings | None:
-    lengths = COST[ask.budget].training
     cells = training_cells(ask)
-    found = {name: records[cells[name].key].result for name in _NAMES if cells[name].key in records}
+    found = costs_found({name: cells[name] for name in _NAMES}, records)
     if not found:
         return None
     return Findings(
         title="Table 4: training memory and throughput",
-        tables=[*_tables(found, lengths), _paper_table()],
-        panels=_panels(found, lengths),
+        tables=[_table(found), _paper_table()],
+        panels=_panels(found),
         notes=[
             "One row of so many bytes, forward and backward; memory is what the process grows by. "
             'The paper\'s "Transformer" holds all scores, as the one here that is not fused; its '
@@ -34,19 +31,16 @@ def _find(ask: Ask, records: Records) -> Findings | None:
     )
 
 
-def _tables(found: dict[str, dict[str, Any]], lengths: tuple[int, ...]) -> list[Table]:
-    def row(name: str, place: int) -> list[str]:
-        seconds = statistics.median(found[name]["step_s"][place])
-        megabytes, speed = found[name]["peak_bytes"][place] / 1e6, lengths[place] / seconds
-        return [name, f"{lengths[place]:,}", f"{megabytes:,.0f}", f"{speed:,.0f}"]
-
-    return [
-        Table(
-            title="Measured here",
-            columns=["model", "length", "MB", "bytes/s"],
-            rows=[row(name, place) for place in range(len(lengths)) for name in found],
-        )
-    ]
+def _table(found: dict[str, Values]) -> Table:
+    rows = []
+    for name, result in found.items():
+        for length, rounds, peak in zip(
+            result["lengths"], result["step_s"], result["peak_bytes"], strict=True
+        ):
+            speed = length / statistics.median(rounds)
+            rows.append([name, f"{length:,}", f"{peak / 1e6:,.0f}", f"{speed:,.0f}"])
+    columns = ["model", "length", "MB", "bytes/s"]
+    return Table(title="Measured here", columns=columns, rows=rows)
 
 
 def _paper_table() -> Table:
@@ -69,20 +63,20 @@ def _paper_table() -> Table:
     )
 
 
-def _panels(found: dict[str, dict[str, Any]], lengths: tuple[int, ...]) -> list[Panel]:
+def _panels(found: dict[str, Values]) -> list[Panel]:
     speeds = [
         Line(
             name=name,
-            x=lengths,
+            x=result["lengths"],
             y=[
                 length / statistics.median(rounds)
-                for length, rounds in zip(lengths, result["step_s"], strict=True)
+                for length, rounds in zip(result["lengths"], result["step_s"], strict=True)
             ],
         )
         for name, result in found.items()
     ]
     memory = [
-        Line(name=name, x=lengths, y=[each / 1e6 for each in result["peak_bytes"]])
+        Line(name=name, x=result["lengths"], y=[each / 1e6 for each in result["peak_bytes"]])
         for name, result in found.items()
     ]
     return [
