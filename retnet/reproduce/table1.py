@@ -88,11 +88,11 @@ def _find(ask: Ask, records: Records) -> Findings | None:
             f"Exponents are slopes of logarithms: p of a cost that goes as length^p, over "
             f"{_range(budget.decoding)} tokens before a step and {_range(budget.training)} tokens "
             "of a row in training, half of that in the last row; of the median times, in brackets "
-            f"the least and the greatest of {budget.rounds} rounds in which all lengths took turns. "
-            "Fixed costs make exponents "
-            "smaller than they would be of longer texts. Decoding is `retnet.step`, a row alone, "
-            "for all; training memory is what the process grows by. H3 is trained in chunks here, "
-            "not by Fourier transforms, and attention by torch's fused one, but for the last row.",
+            f"the least and the greatest of {budget.rounds} rounds in which all lengths took "
+            "turns. Fixed costs make exponents smaller than they would be of longer texts.",
+            "Decoding is `retnet.step`, a row alone, for all; training memory is what the process "
+            "grows by. H3 is trained in chunks here, not by Fourier transforms, and attention by "
+            "torch's fused one, but for the last row.",
             *_busy(found),
         ],
     )
