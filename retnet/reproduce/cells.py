@@ -116,6 +116,7 @@ class CellFolder:
 def measure_cell(cell: Cell, place: Place) -> Record:
     """Measure a cell in this process."""
     start = perf_counter()
+    place.folder.mkdir(parents=True, exist_ok=True)
     with threads(place.threads):
         try:
             result = cell.measure(place, **cell.settings)

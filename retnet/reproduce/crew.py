@@ -36,9 +36,7 @@ def run_cells(
     share = max(1, num_threads // max(1, jobs))
 
     def work(cell: Cell, count: int) -> Work:
-        path = folder.work(cell)
-        path.mkdir(parents=True, exist_ok=True)
-        return cell, place(path, count)
+        return cell, place(folder.work(cell), count)
 
     beside = [work(cell, share) for cell in untimed]
     alone = [work(cell, num_threads) for cell in cells if cell.is_timed]
