@@ -44,8 +44,8 @@ class ControlBudget:
 
 _SMALL = ControlBudget(
     model={"d_model": 64, "num_layers": 2, "num_heads": 2, "vocab_size": 256},
-    steps=1_000,
-    batch_size=32,
+    steps=500,
+    batch_size=16,
     rate=3e-3,
     parity=8,
     beyond=8,
