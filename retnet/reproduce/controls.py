@@ -86,10 +86,12 @@ def _cells(ask: Ask) -> dict[tuple[str, str], list[Cell]]:
     cells = {}
     for name, changes in ARCHITECTURES.items():
         model = variant(budget.model, changes)
+        # It can only answer 0 or 1: far from what it knows it might say anything else.
+        of_bits = variant({**budget.model, "vocab_size": 2}, changes)
         cells["parity", name] = [
             task_cell(
                 f"parity-{slug(name)}",
-                model=model,
+                model=of_bits,
                 task={"kind": "parity", "length": budget.parity},
                 training=_training(budget),
                 seed=seed,
