@@ -75,7 +75,7 @@ class CellFolder:
     """The records of cells, and where cells work.
 
     Attributes:
-        path: with a file for each record; under it "work", with a folder for each unfinished cell.
+        path: with a file for each record; in "unfinished", a folder for each cell that is none yet.
     """
 
     def __init__(self, path: Path) -> None:
@@ -83,7 +83,7 @@ class CellFolder:
 
     def work(self, cell: Cell) -> Path:
         """Where a cell works."""
-        return self.path / "work" / cell.key
+        return self.path / "unfinished" / cell.key
 
     def read(self, cell: Cell) -> Record | None:
         """What was found before, if it was; ValueError where that was with other settings."""

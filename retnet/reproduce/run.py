@@ -48,9 +48,9 @@ def reproduce(
 ) -> Reproduced:
     """Measure what is missing of a study, and write its findings.
 
-    The results are in `out/budget`: STUDY.json, STUDY.md and STUDY.png, written anew after every
-    measurement, and a file for each cell in "cells", which other studies may share. An interrupted
-    study goes on where it stopped.
+    The results are in `out/budget`: STUDY.json and STUDY.md, written anew after every measurement,
+    STUDY.png, drawn at the end, and a file for each cell in "cells", which other studies may share.
+    An interrupted study goes on where it stopped.
 
     Raises ValueError for data sets that aren't there, cells that were measured with other settings
     and those that can't be measured, StoppedError after a signal; what was done is kept.
@@ -83,16 +83,23 @@ def reproduce(
         return Standing(cell=cell, record=record, num_done=len(records), num_cells=len(cells))
 
     report(status(None, None))
-    written = _write(config, study, ask, cells, records, out)
-    for cell, record in run_cells(
-        missing, folder, place, jobs=config.jobs, num_threads=torch.get_num_threads()
-    ):
-        records[cell.key] = record
-        written = _write(config, study, ask, cells, records, out) or written
-        report(status(cell, record))
-    if written is None:
+    findings = _write(config, study, ask, cells, records, out)
+    notes: tuple[str, ...] = ()
+    try:
+        for cell, record in run_cells(
+            missing, folder, place, jobs=config.jobs, num_threads=torch.get_num_threads()
+        ):
+            records[cell.key] = record
+            findings = _write(config, study, ask, cells, records, out) or findings
+            report(status(cell, record))
+    finally:
+        if findings is not None:
+            notes = _draw(findings, out / f"{config.study}.png")
+    if findings is None:
         raise ValueError(f"{config.study} found nothing in its {len(cells)} measurements")
-    return written
+    kinds = ("json", "md") if notes else ("json", "md", "png")
+    files = tuple(out / f"{config.study}.{kind}" for kind in kinds)
+    return Reproduced(findings=findings, files=files, notes=notes)
 
 
 def _write(
@@ -102,12 +109,12 @@ def _write(
     cells: list[Cell],
     records: dict[str, Record],
     out: Path,
-) -> Reproduced | None:
+) -> Findings | None:
+    """Write the tables of what is known, if they say something."""
     findings = study.find(ask, records)
     if findings is None:
         return None
     out.mkdir(parents=True, exist_ok=True)
-    names = {each: out / f"{config.study}.{each}" for each in ("json", "md", "png")}
     lines = [
         *findings.markdown(),
         "",
@@ -123,18 +130,23 @@ def _write(
         "missing": [cell.key for cell in cells if cell.key not in records],
     }
     text = json.dumps(values, indent=1, allow_nan=False) + "\n"
+    told = "\n".join(lines) + "\n"
     replace_files(
         {
-            names["json"]: lambda path: path.write_text(text, encoding="utf-8"),
-            names["md"]: lambda path: path.write_text("\n".join(lines) + "\n", encoding="utf-8"),
+            out / f"{config.study}.json": lambda path: path.write_text(text, encoding="utf-8"),
+            out / f"{config.study}.md": lambda path: path.write_text(told, encoding="utf-8"),
         }
     )
+    return findings
+
+
+def _draw(findings: Findings, image: Path) -> tuple[str, ...]:
+    """Draw the picture, which a study is worth more than; what to say where that can't be done."""
     try:
-        replace_files({names["png"]: lambda path: plot_findings(findings, path)})
+        replace_files({image: lambda path: plot_findings(findings, path)})
     except ImportError as error:
-        files = (names["json"], names["md"])
-        return Reproduced(findings=findings, files=files, notes=(f"no picture: {error}",))
-    return Reproduced(findings=findings, files=tuple(names.values()), notes=())
+        return (f"no picture: {error}",)
+    return ()
 
 
 def _machines(records: dict[str, Record]) -> str:

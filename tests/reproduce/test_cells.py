@@ -84,13 +84,13 @@ def test_a_record_tells_its_machine_and_settings(tmp_path: Path) -> None:
     assert {"cpu", "cores", "torch", "python", "commit", "date", "retnet"} <= record[
         "machine"
     ].keys()
-    assert not (tmp_path / "cells/work/cell-3").exists()  # it is done
+    assert not (tmp_path / "cells/unfinished/cell-3").exists()  # it is done
 
 
 def test_only_what_is_begun_has_a_folder(tmp_path: Path) -> None:
     with pytest.raises(StoppedError):
         run([make(1, stop), make(2)], tmp_path)
-    assert [path.name for path in (tmp_path / "cells/work").iterdir()] == ["cell-1"]
+    assert [path.name for path in (tmp_path / "cells/unfinished").iterdir()] == ["cell-1"]
 
 
 def test_other_settings(tmp_path: Path) -> None:
