@@ -61,7 +61,8 @@ def _draw(axes: Any, panel: Panel, colours: dict[str, tuple[Any, str]]) -> None:
     axes.set_xlabel(panel.x_label)
     axes.set_ylabel(panel.y_label)
     if panel.names:
-        axes.set_xticks(range(len(panel.names)), panel.names)
+        names = [name.replace(" ", "\n") for name in panel.names]  # side by side they touch
+        axes.set_xticks(range(len(names)), names, fontsize=9)
     _scale(axes, panel)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
