@@ -27,62 +27,81 @@ class RecallBudget:
 
     Attributes:
         model: of all models.
+        models: name -> what is its own; those of `_by_state` differ in key_size alone.
         length, vocab_size, random_filler: of associative recall.
-        pairs: how many are to be recalled.
-        keys: sizes of a head's keys, which its state grows with.
-        controls: other models that are asked the same: name -> changes to the model.
+        asked: pairs to be recalled, ascending -> the models that are asked for so many.
         steps, batch_size, rate: of training.
-        tasks: what else is asked, of the largest state and of attention: name -> task.
+        tasks: what else is asked: name -> task.
+        asked_tasks: the models that are asked these.
     """
 
     model: Mapping[str, Any]
+    models: Mapping[str, Mapping[str, Any]]
     length: int
     vocab_size: int
     random_filler: bool
-    pairs: tuple[int, ...]
-    keys: tuple[int, ...]
-    controls: Mapping[str, Mapping[str, Any]]
+    asked: Mapping[int, tuple[str, ...]]
     steps: int
     batch_size: int
     rate: float
     tasks: Mapping[str, Mapping[str, Any]]
+    asked_tasks: tuple[str, ...]
 
 
-_CONTROLS = {
-    "Transformer": {"mixer": "attention", "num_heads": 1, "key_size": 0},
+_ATTENTION = "Transformer"
+_WIDE = "decays from 1/2"
+_CONTROLS: Mapping[str, Mapping[str, Any]] = {
+    _ATTENTION: {"mixer": "attention", "num_heads": 1, "key_size": 0},
     "Linear Transformer": {"mixer": "linear", "num_heads": 1, "key_size": 0},
 }
 
+
+def _ours(key_size: int) -> str:
+    return f"RetNet, keys of {key_size}"
+
+
+def _our_models(*key_sizes: int) -> dict[str, Mapping[str, Any]]:
+    return {_ours(size): {"key_size": size} for size in key_sizes}
+
+
 _SMALL = RecallBudget(
     model={"vocab_size": 8_192, "d_model": 64, "num_layers": 2, "num_heads": 2},
+    models={
+        **_our_models(8, 16, 32, 64),
+        f"{_ours(32)}, {_WIDE}": {"key_size": 32, "decay": "wide"},
+        **_CONTROLS,
+    },
     length=64,
     vocab_size=8_192,
     random_filler=True,
-    pairs=(4, 8, 16),
-    keys=(8, 32, 128),
-    controls=_CONTROLS,
+    asked={
+        4: (*map(_ours, (8, 16, 32, 64)), f"{_ours(32)}, {_WIDE}", *_CONTROLS),
+        8: (_ours(32), _ATTENTION),
+        16: (_ours(32), _ATTENTION),
+    },
     steps=4_000,
     batch_size=64,
     rate=3e-3,
     tasks={
         "copying 16": {"kind": "copying", "num_copied": 16, "vocab_size": 256},
         "induction in 64": {"kind": "induction", "length": 64, "vocab_size": 256},
-        "needle in 256": {"kind": "needle", "length": 256, "depth": 0.25, "vocab_size": 256},
+        "needle in 128": {"kind": "needle", "length": 128, "depth": 0.25, "vocab_size": 256},
     },
+    asked_tasks=(_ours(32), _ATTENTION),
 )
 BUDGETS: dict[Budget, RecallBudget] = {
     "smoke": RecallBudget(
         model={"vocab_size": 64, "d_model": 32, "num_layers": 1, "num_heads": 2},
+        models={**_our_models(4, 8), **_CONTROLS},
         length=16,
         vocab_size=64,
         random_filler=True,
-        pairs=(2, 4),
-        keys=(4, 8),
-        controls=_CONTROLS,
+        asked={2: (_ours(4), _ours(8), *_CONTROLS), 4: (_ours(8), _ATTENTION)},
         steps=2,
         batch_size=4,
         rate=1e-3,
         tasks={"copying 4": {"kind": "copying", "num_copied": 4, "vocab_size": 16}},
+        asked_tasks=(_ours(8), _ATTENTION),
     ),
     "small": _SMALL,
     "paper": _SMALL,
@@ -102,50 +121,37 @@ def _training(budget: RecallBudget) -> dict[str, Any]:
     }
 
 
-def _models(budget: RecallBudget) -> dict[str, ModelConfig]:
-    ours = {
-        f"RetNet, keys of {size}": ModelConfig(**{**budget.model, "key_size": size})
-        for size in budget.keys
-    }
-    return ours | {
-        name: ModelConfig(**{**budget.model, **changes})
-        for name, changes in budget.controls.items()
-    }
-
-
 def _cells(ask: Ask) -> dict[tuple[str, str], list[Cell]]:
     """(model, task) -> its cells, one a seed."""
     budget = BUDGETS[ask.budget]
-    models = _models(budget)
-    asked: dict[str, Mapping[str, Any]] = {
-        f"{pairs} pairs": {
-            "kind": "recall",
-            "length": budget.length,
-            "num_pairs": pairs,
-            "vocab_size": budget.vocab_size,
-            "random_filler": budget.random_filler,
-        }
-        for pairs in budget.pairs
+    recall = {
+        "kind": "recall",
+        "length": budget.length,
+        "vocab_size": budget.vocab_size,
+        "random_filler": budget.random_filler,
     }
-    pairs = [(name, task, asked[task]) for task in asked for name in models]
-    largest = f"RetNet, keys of {budget.keys[-1]}"
-    pairs += [
+    asked: list[tuple[str, str, Mapping[str, Any]]] = [
+        (name, f"{pairs} pairs", {**recall, "num_pairs": pairs})
+        for pairs, names in budget.asked.items()
+        for name in names
+    ]
+    asked += [
         (name, task, settings)
         for task, settings in budget.tasks.items()
-        for name in (largest, "Transformer")
+        for name in budget.asked_tasks
     ]
     return {
         (name, task): [
             task_cell(
                 f"recall-{slug(name)}-{slug(task)}",
-                model=models[name],
+                model=ModelConfig(**{**budget.model, **budget.models[name]}),
                 task=settings,
                 training=_training(budget),
                 seed=seed,
             )
             for seed in ask.seeds
         ]
-        for name, task, settings in pairs
+        for name, task, settings in asked
     }
 
 
@@ -159,7 +165,7 @@ def _find(ask: Ask, records: Records) -> Findings | None:
     }
     if not found:
         return None
-    pairs = [f"{count} pairs" for count in budget.pairs]
+    pairs = [f"{count} pairs" for count in budget.asked]
     tables = [
         _table("Associative recall: share of right answers", found, pairs),
         _table("Other tasks: share of right answers", found, list(budget.tasks)),
@@ -203,9 +209,8 @@ def _table(title: str, found: Found, tasks: list[str]) -> Table:
 
 
 def _by_state(found: Found, budget: RecallBudget) -> Panel:
-    names = [f"RetNet, keys of {size}" for size in budget.keys]
-
-    def of(task: str) -> Line:
+    def of(pairs: int) -> Line:
+        task, names = f"{pairs} pairs", _ours_asked(budget, pairs)
         known = [name for name in names if (name, task) in found]
         states = [next(iter(found[name, task].values()))["state_bytes"] for name in known]
         return spread_line(task, states, _known_spreads(found, known, [task]))
@@ -214,14 +219,19 @@ def _by_state(found: Found, budget: RecallBudget) -> Panel:
         title="RetNet by the size of its state",
         x_label="bytes of state",
         y_label="right answers",
-        lines=[of(f"{count} pairs") for count in budget.pairs],
+        lines=[of(pairs) for pairs in budget.asked],
         log_x=True,
     )
 
 
+def _ours_asked(budget: RecallBudget, pairs: int) -> list[str]:
+    """The RetNets that differ in the size of their keys alone, smallest first."""
+    return [name for name in budget.asked[pairs] if budget.models[name].keys() == {"key_size"}]
+
+
 def _by_pairs(found: Found, budget: RecallBudget) -> Panel:
     def of(name: str) -> Line:
-        known = [count for count in budget.pairs if (name, f"{count} pairs") in found]
+        known = [count for count in budget.asked if (name, f"{count} pairs") in found]
         tasks = [f"{count} pairs" for count in known]
         return spread_line(name, known, _known_spreads(found, [name], tasks))
 
@@ -240,16 +250,19 @@ def _known_spreads(found: Found, names: list[str], tasks: list[str]) -> list[Spr
 
 
 def _checks(found: Found, budget: RecallBudget) -> list[Check]:
-    few, many = (f"{budget.pairs[place]} pairs" for place in (0, -1))
-    least, most = (f"RetNet, keys of {budget.keys[place]}" for place in (0, -1))
+    counts = list(budget.asked)
+    few, many = (f"{counts[place]} pairs" for place in (0, -1))
+    ours = _ours_asked(budget, counts[0])
+    least, most = ours[0], ours[-1]
+    always = _ours_asked(budget, counts[-1])[-1]
     return [
         *check_seeds(
             f"control: attention recalls {few}, 0.99",
-            _accuracy(found, "Transformer", few),
+            _accuracy(found, _ATTENTION, few),
             lambda accuracy: accuracy >= 0.99,
         ),
-        *_more(f"{many}: more with keys of {budget.keys[-1]}", found, (most, many), (least, many)),
-        *_more(f"{most}: more of {few} than of {many}", found, (most, few), (most, many)),
+        *_more(f"{few}: {most}, more than {least}", found, (most, few), (least, few)),
+        *_more(f"{always}: more of {few} than of {many}", found, (always, few), (always, many)),
     ]
 
 

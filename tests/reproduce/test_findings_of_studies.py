@@ -167,7 +167,7 @@ def test_recall() -> None:
     ]
     assert held(findings) == {
         "control: attention recalls 2 pairs, 0.99": True,
-        "4 pairs: more with keys of 8": True,
+        "2 pairs: RetNet, keys of 8, more than RetNet, keys of 4": True,
         "RetNet, keys of 8: more of 2 pairs than of 4 pairs": True,
     }
 
