@@ -15,7 +15,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-oldest check bench clean
+.PHONY: help demo test test-oldest check docs bench clean
 
 help: ## list the targets
 	@echo "Usage: make TARGET [VARIABLE=value]"
@@ -36,6 +36,9 @@ check: $(VENV)/installed-dev ## ruff, its formatter and mypy
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+docs: $(VENV)/installed-docs ## build the site, strictly; to read it: python -m http.server -d build/site
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 bench: $(VENV)/installed-peers ## measure retention, training, decoding, generate and serving on this machine
 	@$(BIN)/python benchmarks/bench_retention.py

@@ -59,7 +59,8 @@ def retention_parallel(
     """Retention as one masked product, O(T^2) in time and memory (Eq. 5).
 
     Args:
-        q, k: [B, T, H, K], any float dtype, T >= 0.
+        q: [B, T, H, K], any float dtype, T >= 0.
+        k: [B, T, H, K], same dtype.
         v: [B, T, H, V], same dtype.
         log_decay: [H], log(gamma) <= 0, fp32 or fp64; may stay on the CPU.
         state: [B, H, K, V], what the tokens before left behind, or None for zeros.
@@ -124,8 +125,8 @@ def combine_states(
     summed).
 
     Args:
-        first, second: [B, H, K, V], states that started from zeros, the second's keys rotated at
-            their own positions.
+        first: [B, H, K, V], the first one's, from zeros.
+        second: [B, H, K, V], the second one's, from zeros, its keys rotated at their own positions.
         log_decay: [H], log(gamma) <= 0.
         num_tokens_second: the length of the second stretch, one number or [B].
 
