@@ -13,6 +13,8 @@ from mkdocs.structure.pages import Page
 
 _LINK = re.compile(r"(?<=\]\()([^)\s#:]+)(?=[)#])")
 _DOCS = "docs/"
+_OF_SITE = {"README.md": "index.md", "docs/annotated_retnet.py": "annotated_retnet.md"}
+_OF_REPOSITORY = {there: here for here, there in _OF_SITE.items()}
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -45,15 +47,14 @@ def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
 
 def site_path(path: str) -> str:
     """Where the site has a file of the repository."""
-    return "index.md" if path == "README.md" else path.removeprefix(_DOCS)
+    return _OF_SITE.get(path, path.removeprefix(_DOCS))
 
 
 def repository_path(path: str) -> str:
     """Where the repository has a file of the site."""
-    if path == "index.md":
-        return "README.md"
     root = Path(__file__).parents[2]
-    return path if (root / path).is_file() else f"{_DOCS}{path}"
+    beside_docs = path if (root / path).is_file() else f"{_DOCS}{path}"
+    return _OF_REPOSITORY.get(path, beside_docs)
 
 
 def _file(root: Path, path: str, config: MkDocsConfig) -> File:
