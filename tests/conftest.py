@@ -1,7 +1,9 @@
 """What all tests share: seeded randomness, one thread a worker, hypothesis cases that repeat."""
 
 import os
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -34,3 +36,11 @@ def data_dir() -> Path:
     if not directory.is_dir():
         pytest.skip("no data sets here; RETNET_DATA names their folder")
     return directory
+
+
+@pytest.fixture
+def stand_in_for_timm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchscale imports a function of timm, which brings gigabytes, and never calls it."""
+    for name in ("timm", "timm.models", "timm.models.layers"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    vars(sys.modules["timm.models.layers"])["drop_path"] = lambda x, *_: x

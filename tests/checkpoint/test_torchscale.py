@@ -1,8 +1,6 @@
 """torchscale's own decoder beside the model that is made of its weights."""
 
-import sys
 from collections.abc import Callable, Mapping
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -23,12 +21,9 @@ ANGLE, DECAY = "retnet_rel_pos.angle", "retnet_rel_pos.decay"
 
 
 @pytest.fixture
-def decoder_classes(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
-    """torchscale's configuration and decoder. It imports a function of timm that it never calls."""
+def decoder_classes(stand_in_for_timm: None) -> tuple[Any, Any]:
+    """torchscale's configuration and decoder."""
     pytest.importorskip("fairscale")
-    for name in ("timm", "timm.models", "timm.models.layers"):
-        monkeypatch.setitem(sys.modules, name, ModuleType(name))
-    vars(sys.modules["timm.models.layers"])["drop_path"] = lambda x, *_: x
     pytest.importorskip("torchscale")
     from torchscale.architecture.config import RetNetConfig
     from torchscale.architecture.retnet import RetNetDecoder
