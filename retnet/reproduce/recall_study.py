@@ -75,9 +75,9 @@ _SMALL = RecallBudget(
     vocab_size=8_192,
     random_filler=True,
     asked={
+        2: (_ours(32), _ATTENTION),
         4: (*map(_ours, (8, 16, 32, 64)), f"{_ours(32)}, {_WIDE}", *_CONTROLS),
         8: (_ours(32), _ATTENTION),
-        16: (_ours(32), _ATTENTION),
     },
     steps=4_000,
     batch_size=64,
@@ -250,18 +250,20 @@ def _known_spreads(found: Found, names: list[str], tasks: list[str]) -> list[Spr
 
 
 def _checks(found: Found, budget: RecallBudget) -> list[Check]:
-    counts = list(budget.asked)
-    few, many = (f"{counts[place]} pairs" for place in (0, -1))
-    ours = _ours_asked(budget, counts[0])
-    least, most = ours[0], ours[-1]
-    always = _ours_asked(budget, counts[-1])[-1]
+    fewest, most = min(budget.asked), max(budget.asked)
+    swept = max(budget.asked, key=lambda pairs: len(_ours_asked(budget, pairs)))
+    smallest, *_, largest = _ours_asked(budget, swept)
+    always = _ours_asked(budget, most)[-1]
+    few, many, sweep = (f"{pairs} pairs" for pairs in (fewest, most, swept))
     return [
         *check_seeds(
-            f"control: attention recalls {few}, 0.99",
-            _accuracy(found, _ATTENTION, few),
+            f"control: attention recalls {sweep}, 0.99",
+            _accuracy(found, _ATTENTION, sweep),
             lambda accuracy: accuracy >= 0.99,
         ),
-        *_more(f"{few}: {most}, more than {least}", found, (most, few), (least, few)),
+        *_more(
+            f"{sweep}: {largest}, more than {smallest}", found, (largest, sweep), (smallest, sweep)
+        ),
         *_more(f"{always}: more of {few} than of {many}", found, (always, few), (always, many)),
     ]
 
