@@ -15,7 +15,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-oldest check docs bench clean
+.PHONY: help demo test test-oldest test-wheel check docs bench clean
 
 help: ## list the targets
 	@echo "Usage: make TARGET [VARIABLE=value]"
@@ -31,6 +31,13 @@ test: $(VENV)/installed-peers ## run the tests; ARGS="-k chunkwise" chooses
 
 test-oldest: $(OLDEST)/installed ## run the Hugging Face tests with the oldest transformers
 	@OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -q -n auto --timeout 300 tests/hf $(ARGS)
+
+test-wheel: $(VENV)/created ## build the wheel and try it in an empty environment
+	@rm -rf build/wheel && mkdir -p build/wheel
+	@$(PIP) wheel --no-deps --wheel-dir build/wheel .
+	@$(PYTHON) -m venv build/wheel/venv
+	@build/wheel/venv/bin/python -m pip --disable-pip-version-check -qq install --no-compile --constraint constraints.txt build/wheel/*.whl
+	@$(PYTHON) tests/try_wheel.py build/wheel
 
 check: $(VENV)/installed-dev ## ruff, its formatter and mypy
 	@$(BIN)/ruff check .
