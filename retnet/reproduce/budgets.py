@@ -122,6 +122,7 @@ class ContextBudget:
 
     Attributes:
         contexts: tokens in a window, ascending.
+        read: with how many bytes the model of the longest context is read, ascending.
         tokens_per_step: the same for all.
         steps: of all.
         scored: bytes at the end of each passage of the longest context that count.
@@ -129,6 +130,7 @@ class ContextBudget:
     """
 
     contexts: tuple[int, ...]
+    read: tuple[int, ...]
     tokens_per_step: int
     steps: int
     scored: int
@@ -137,10 +139,11 @@ class ContextBudget:
 
 CONTEXT: dict[Budget, ContextBudget] = {
     "smoke": ContextBudget(
-        contexts=(16, 32), tokens_per_step=64, steps=2, scored=8, num_bytes=2_000
+        contexts=(16, 32), read=(8, 32), tokens_per_step=64, steps=2, scored=8, num_bytes=2_000
     ),
     "small": ContextBudget(
         contexts=(512, 1_024, 2_048),
+        read=(128, 256, 512, 1_024, 2_048),
         tokens_per_step=4_096,
         steps=500,
         scored=128,
@@ -148,6 +151,7 @@ CONTEXT: dict[Budget, ContextBudget] = {
     ),
     "paper": ContextBudget(
         contexts=(512, 1_024, 2_048),
+        read=(128, 256, 512, 1_024, 2_048),
         tokens_per_step=2**19,
         steps=10_000,
         scored=128,

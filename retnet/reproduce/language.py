@@ -40,7 +40,7 @@ def measure_language_model(
     which the last `scored` count (the first window of a passage counts whole); and "carried": for a
     model whose state is of constant size, the same bytes with the state carried through the
     passage. Protocol "last": the last `scored` bytes of each passage, read with the `window` bytes
-    that end with them.
+    that end with them; and with as many as each of `contexts` says, where it has any.
 
     Raises:
         StoppedError: a signal came.
@@ -88,6 +88,7 @@ def _documents(
     passage: int,
     window: int,
     scored: int,
+    contexts: Sequence[int] = (),
 ) -> list[TokenDocument]:
     # A few bytes more where they are counted from the end: a character that is cut is left out.
     slack = 8 if protocol == "last" else 0
@@ -104,15 +105,22 @@ def _score(
     passage: int,
     window: int,
     scored: int,
+    contexts: Sequence[int] = (),
 ) -> Values:
     costs, bos_id = token_costs(model), ByteTokenizer.bos_id
     if protocol == "last":
-        windows = last_tokens(documents, chunk=passage, context=window, scored=scored)
-        score = score_windows(costs, windows, device=device)
-        return {"windows": score.bits_per_token, "bytes": score.num_tokens}
+        scores = {}
+        for context in {window, *contexts}:
+            windows = last_tokens(documents, chunk=passage, context=context, scored=scored)
+            scores[context] = score_windows(costs, windows, device=device)
+        of_window = scores[window]
+        found: Values = {"windows": of_window.bits_per_token, "bytes": of_window.num_tokens}
+        if contexts:
+            found["by_context"] = {str(each): scores[each].bits_per_token for each in contexts}
+        return found
     windows = sliding_windows(documents, bos_id=bos_id, window=window, stride=scored)
     score = score_windows(costs, windows, device=device)
-    found: Values = {"windows": score.bits_per_token, "bytes": score.num_tokens}
+    found = {"windows": score.bits_per_token, "bytes": score.num_tokens}
     if not model.config.state_grows:
         carried = score_tokens(costs, documents, bos_id=bos_id, device=device)
         found["carried"] = carried.bits_per_byte
