@@ -30,8 +30,9 @@ class RecallBudget:
         models: name -> what is its own; those of `_by_state` differ in key_size alone.
         length, vocab_size, random_filler: of associative recall.
         asked: pairs to be recalled, ascending -> the models that are asked for so many.
-        steps, batch_size, rate: of training.
-        tasks: what else is asked: name -> task.
+        questions: of a step of recall; rows with more pairs are fewer.
+        steps, rate: of training.
+        tasks: what else is asked: name -> task; batch_size: rows of a step.
         asked_tasks: the models that are asked these.
     """
 
@@ -41,10 +42,11 @@ class RecallBudget:
     vocab_size: int
     random_filler: bool
     asked: Mapping[int, tuple[str, ...]]
+    questions: int
     steps: int
-    batch_size: int
     rate: float
     tasks: Mapping[str, Mapping[str, Any]]
+    batch_size: int
     asked_tasks: tuple[str, ...]
 
 
@@ -75,18 +77,19 @@ _SMALL = RecallBudget(
     vocab_size=8_192,
     random_filler=True,
     asked={
-        2: (_ours(32), _ATTENTION),
         4: (*map(_ours, (8, 16, 32, 64)), f"{_ours(32)}, {_WIDE}", *_CONTROLS),
-        8: (_ours(32), _ATTENTION),
+        8: (*map(_ours, (8, 16, 32)), _ATTENTION),
+        16: (*map(_ours, (8, 16, 32)), _ATTENTION),
     },
+    questions=256,
     steps=4_000,
-    batch_size=64,
     rate=3e-3,
     tasks={
         "copying 16": {"kind": "copying", "num_copied": 16, "vocab_size": 256},
         "induction in 64": {"kind": "induction", "length": 64, "vocab_size": 256},
         "needle in 128": {"kind": "needle", "length": 128, "depth": 0.25, "vocab_size": 256},
     },
+    batch_size=64,
     asked_tasks=(_ours(32), _ATTENTION),
 )
 BUDGETS: dict[Budget, RecallBudget] = {
@@ -97,10 +100,11 @@ BUDGETS: dict[Budget, RecallBudget] = {
         vocab_size=64,
         random_filler=True,
         asked={2: (_ours(4), _ours(8), *_CONTROLS), 4: (_ours(8), _ATTENTION)},
+        questions=8,
         steps=2,
-        batch_size=4,
         rate=1e-3,
         tasks={"copying 4": {"kind": "copying", "num_copied": 4, "vocab_size": 16}},
+        batch_size=4,
         asked_tasks=(_ours(8), _ATTENTION),
     ),
     "small": _SMALL,
@@ -108,7 +112,7 @@ BUDGETS: dict[Budget, RecallBudget] = {
 }
 
 
-def _training(budget: RecallBudget) -> dict[str, Any]:
+def _training(budget: RecallBudget, batch_size: int) -> dict[str, Any]:
     return {
         "optimizer": {
             "learning_rate": budget.rate,
@@ -116,7 +120,7 @@ def _training(budget: RecallBudget) -> dict[str, Any]:
             "warmup_steps": min(100, budget.steps // 2),
         },
         "num_steps": budget.steps,
-        "batch_size": budget.batch_size,
+        "batch_size": batch_size,
         "test_every": max(1, budget.steps // 20),
     }
 
@@ -130,13 +134,13 @@ def _cells(ask: Ask) -> dict[tuple[str, str], list[Cell]]:
         "vocab_size": budget.vocab_size,
         "random_filler": budget.random_filler,
     }
-    asked: list[tuple[str, str, Mapping[str, Any]]] = [
-        (name, f"{pairs} pairs", {**recall, "num_pairs": pairs})
+    asked: list[tuple[str, str, Mapping[str, Any], int]] = [
+        (name, f"{pairs} pairs", {**recall, "num_pairs": pairs}, budget.questions // pairs)
         for pairs, names in budget.asked.items()
         for name in names
     ]
     asked += [
-        (name, task, settings)
+        (name, task, settings, budget.batch_size)
         for task, settings in budget.tasks.items()
         for name in budget.asked_tasks
     ]
@@ -146,12 +150,12 @@ def _cells(ask: Ask) -> dict[tuple[str, str], list[Cell]]:
                 f"recall-{slug(name)}-{slug(task)}",
                 model=ModelConfig(**{**budget.model, **budget.models[name]}),
                 task=settings,
-                training=_training(budget),
+                training=_training(budget, batch_size),
                 seed=seed,
             )
             for seed in ask.seeds
         ]
-        for name, task, settings in asked
+        for name, task, settings, batch_size in asked
     }
 
 
@@ -178,10 +182,11 @@ def _find(ask: Ask, records: Records) -> Findings | None:
         notes=[
             f"Multi-query associative recall of Zoology (arXiv:2312.04927) in {budget.length} "
             f"tokens, vocabulary {budget.vocab_size:,}, {budget.model['num_layers']} layers of "
-            f"width {budget.model['d_model']}, at most {budget.steps:,} steps of "
-            f"{budget.batch_size} rows, fewer where 99 % were right before, at the rate that "
-            "attention does well with. Larger keys have more parameters too. What is measured is "
-            "what can be learned in so many steps, which may be less than what a state can hold.",
+            f"width {budget.model['d_model']}, at most {budget.steps:,} steps with "
+            f"{budget.questions} questions each, fewer steps where 99 % were right before, at the "
+            "rate that attention does well with. Larger keys have more parameters too. What is "
+            "measured is what can be learned in so many steps, which may be less than what a state "
+            "can hold.",
         ],
     )
 
