@@ -20,6 +20,7 @@ Exit codes: 0, 2 for a wrong call or input (RETNET_TRACEBACK=1 shows where), 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `retnet` with these arguments, or the program's own; the exit code."""
     given = sys.argv[1:] if arguments is None else list(arguments)
+    _open_closed_streams()
     return exit_code(lambda: _run(given))
 
 
@@ -40,6 +41,14 @@ def exit_code(work: Callable[[], int]) -> int:
         sys.stderr.write(f"retnet: error: {_in_one_line(error)}\n")
         _discard_stdout()
         return 2
+
+
+def _open_closed_streams() -> None:
+    """What is written where nothing is open (`retnet ... >&-`) goes nowhere."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            setattr(sys, name, os.fdopen(nowhere, "w", encoding="utf-8"))
 
 
 def _run(arguments: Sequence[str]) -> int:

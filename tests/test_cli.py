@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -463,6 +464,33 @@ def test_generate_reads_stdin_and_writes_utf8(model_dir: Path, tmp_path: Path) -
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("naïve ✓".encode())
+
+
+def test_prompt_in_another_script(model_dir: Path, tmp_path: Path) -> None:
+    """Typed where the locale knows no such letters."""
+    done = run(
+        *generated(model_dir, "Он идёт", "--echo", "--max_tokens", "3"),
+        cwd=tmp_path,
+        LC_ALL="C",
+        PYTHONUTF8="0",
+        PYTHONCOERCECLOCALE="0",
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Он идёт".encode())
+
+
+def test_prompt_that_is_not_utf8(model_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As Python hands on the bytes of a Latin-1 terminal."""
+    assert "the prompt is not UTF-8" in refusal(capsys, *generated(model_dir, "caf\udce9"))
+
+
+def test_generate_where_stdout_is_closed(model_dir: Path, tmp_path: Path) -> None:
+    """As in `retnet generate ... >&-`."""
+    line = shlex.join(command(*generated(model_dir, "x", "--max_tokens", "3")))
+    done = subprocess.run(
+        ["sh", "-c", f"{line} >&-"], cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_generate_refuses_other_bytes(

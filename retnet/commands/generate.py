@@ -1,5 +1,6 @@
 """`retnet generate`."""
 
+import os
 import secrets
 import sys
 import time
@@ -85,7 +86,7 @@ def _generate(values: Values) -> int:
 
     params = SamplingParams(stop=tuple(values["stop"]), **{name: values[name] for name in SAMPLING})
     directory = require_folder(values["model"])
-    prompt = _read_stdin() if values["prompt"] == "-" else values["prompt"]
+    prompt = _read_stdin() if values["prompt"] == "-" else _typed(values["prompt"])
     device = find_device(values["device"])
     model = load_checkpoint(directory, device=device)
     tokenizer = load_any_tokenizer(directory, vocab_size=model.config.vocab_size)
@@ -107,10 +108,19 @@ def _generate(values: Values) -> int:
 
 
 def _read_stdin() -> str:
+    return _as_utf8(sys.stdin.buffer.read(), "the prompt on stdin")
+
+
+def _typed(prompt: str) -> str:
+    """A prompt of the command line, whose bytes Python has read as the locale says."""
+    return _as_utf8(os.fsencode(prompt), "the prompt") if sys.platform != "win32" else prompt
+
+
+def _as_utf8(text: bytes, what: str) -> str:
     try:
-        return sys.stdin.buffer.read().decode()
+        return text.decode()
     except UnicodeDecodeError as error:
-        raise UsageError(f"the prompt on stdin is not UTF-8: {error}; convert it") from error
+        raise UsageError(f"{what} is not UTF-8: {error}; convert it") from error
 
 
 @dataclass
