@@ -27,7 +27,7 @@ class RecallBudget:
 
     Attributes:
         model: of all models.
-        models: name -> what is its own; those of `_by_state` differ in key_size alone.
+        models: name -> what is its own; those with a key_size alone are compared by it.
         length, vocab_size, random_filler: of associative recall.
         asked: pairs to be recalled, ascending -> the models that are asked for so many.
         questions: of a step of recall; rows with more pairs are fewer.
