@@ -28,26 +28,32 @@ class RecallBudget:
     Attributes:
         model: of all models.
         models: name -> what is its own; those with a key_size alone are compared by it.
-        length, vocab_size, random_filler: of associative recall.
-        asked: pairs to be recalled, ascending -> the models that are asked for so many.
-        questions: of a step of recall; rows with more pairs are fewer.
-        steps, rate: of training.
-        tasks: what else is asked: name -> task; batch_size: rows of a step.
-        asked_tasks: the models that are asked these.
+        recall: the associative recall that all of them are trained on.
+        asked: pairs that each is then asked for, ascending; among them those it was trained with.
+        tasks: what else is learned: name -> task.
+        asked_tasks: the models that learn these.
+        batch_size, steps, rate: of training.
     """
 
     model: Mapping[str, Any]
     models: Mapping[str, Mapping[str, Any]]
-    length: int
-    vocab_size: int
-    random_filler: bool
-    asked: Mapping[int, tuple[str, ...]]
-    questions: int
+    recall: Mapping[str, Any]
+    asked: tuple[int, ...]
+    tasks: Mapping[str, Mapping[str, Any]]
+    asked_tasks: tuple[str, ...]
+    batch_size: int
     steps: int
     rate: float
-    tasks: Mapping[str, Mapping[str, Any]]
-    batch_size: int
-    asked_tasks: tuple[str, ...]
+
+    @property
+    def trained_with(self) -> int:
+        """Pairs of a row in training."""
+        return int(self.recall["num_pairs"])
+
+    @property
+    def ours(self) -> list[str]:
+        """The RetNets that differ in the size of their keys alone, smallest first."""
+        return [name for name, own in self.models.items() if own.keys() == {"key_size"}]
 
 
 _ATTENTION = "Transformer"
@@ -73,46 +79,35 @@ _SMALL = RecallBudget(
         f"{_ours(32)}, {_WIDE}": {"key_size": 32, "decay": "wide"},
         **_CONTROLS,
     },
-    length=64,
-    vocab_size=8_192,
-    random_filler=True,
-    asked={
-        4: (*map(_ours, (8, 16, 32, 64)), f"{_ours(32)}, {_WIDE}", *_CONTROLS),
-        8: (*map(_ours, (8, 16, 32)), _ATTENTION),
-        16: (*map(_ours, (8, 16, 32)), _ATTENTION),
-    },
-    questions=256,
-    steps=4_000,
-    rate=3e-3,
+    recall={"length": 64, "vocab_size": 8_192, "num_pairs": 4, "random_filler": True},
+    asked=(2, 4, 8, 16),
     tasks={
         "copying 16": {"kind": "copying", "num_copied": 16, "vocab_size": 256},
-        "induction in 64": {"kind": "induction", "length": 64, "vocab_size": 256},
         "needle in 128": {"kind": "needle", "length": 128, "depth": 0.25, "vocab_size": 256},
     },
-    batch_size=64,
     asked_tasks=(_ours(32), _ATTENTION),
+    batch_size=64,
+    steps=4_000,
+    rate=3e-3,
 )
 BUDGETS: dict[Budget, RecallBudget] = {
     "smoke": RecallBudget(
         model={"vocab_size": 64, "d_model": 32, "num_layers": 1, "num_heads": 2},
         models={**_our_models(4, 8), **_CONTROLS},
-        length=16,
-        vocab_size=64,
-        random_filler=True,
-        asked={2: (_ours(4), _ours(8), *_CONTROLS), 4: (_ours(8), _ATTENTION)},
-        questions=8,
+        recall={"length": 16, "vocab_size": 64, "num_pairs": 2, "random_filler": True},
+        asked=(2, 4),
+        tasks={"copying 4": {"kind": "copying", "num_copied": 4, "vocab_size": 16}},
+        asked_tasks=(_ours(8), _ATTENTION),
+        batch_size=4,
         steps=2,
         rate=1e-3,
-        tasks={"copying 4": {"kind": "copying", "num_copied": 4, "vocab_size": 16}},
-        batch_size=4,
-        asked_tasks=(_ours(8), _ATTENTION),
     ),
     "small": _SMALL,
     "paper": _SMALL,
 }
 
 
-def _training(budget: RecallBudget, batch_size: int) -> dict[str, Any]:
+def _training(budget: RecallBudget) -> dict[str, Any]:
     return {
         "optimizer": {
             "learning_rate": budget.rate,
@@ -120,58 +115,63 @@ def _training(budget: RecallBudget, batch_size: int) -> dict[str, Any]:
             "warmup_steps": min(100, budget.steps // 2),
         },
         "num_steps": budget.steps,
-        "batch_size": batch_size,
+        "batch_size": budget.batch_size,
         "test_every": max(1, budget.steps // 20),
     }
 
 
+_RECALL = "recall"
+
+
+def _pairs(count: int) -> str:
+    return f"{count} pairs"
+
+
 def _cells(ask: Ask) -> dict[tuple[str, str], list[Cell]]:
-    """(model, task) -> its cells, one a seed."""
+    """(model, what it is trained on) -> its cells, one a seed."""
     budget = BUDGETS[ask.budget]
-    recall = {
-        "kind": "recall",
-        "length": budget.length,
-        "vocab_size": budget.vocab_size,
-        "random_filler": budget.random_filler,
-    }
-    asked: list[tuple[str, str, Mapping[str, Any], int]] = [
-        (name, f"{pairs} pairs", {**recall, "num_pairs": pairs}, budget.questions // pairs)
-        for pairs, names in budget.asked.items()
-        for name in names
-    ]
-    asked += [
-        (name, task, settings, budget.batch_size)
-        for task, settings in budget.tasks.items()
-        for name in budget.asked_tasks
-    ]
-    return {
-        (name, task): [
+    recall = {"kind": "recall", **budget.recall}
+    tests = {_pairs(count): {**recall, "num_pairs": count} for count in budget.asked}
+
+    def of(name: str, task: str, settings: Mapping[str, Any], **more: Any) -> list[Cell]:
+        return [
             task_cell(
-                f"recall-{slug(name)}-{slug(task)}",
+                f"recall-{slug(name)}" if task == _RECALL else f"recall-{slug(name)}-{slug(task)}",
                 model=ModelConfig(**{**budget.model, **budget.models[name]}),
                 task=settings,
-                training=_training(budget, batch_size),
+                training=_training(budget),
                 seed=seed,
+                **more,
             )
             for seed in ask.seeds
         ]
-        for name, task, settings, batch_size in asked
-    }
+
+    cells = {(name, _RECALL): of(name, _RECALL, recall, tests=tests) for name in budget.models}
+    for task, settings in budget.tasks.items():
+        cells |= {(name, task): of(name, task, settings) for name in budget.asked_tasks}
+    return cells
 
 
+# (model, what it is asked) -> what came of it from each seed.
 Found = dict[tuple[str, str], dict[int, Values]]
 
 
+def _found(ask: Ask, records: Records) -> Found:
+    found: Found = {}
+    for (name, task), cells in _cells(ask).items():
+        for seed, result in results(cells, records).items():
+            asked = result["tests"] if task == _RECALL else {task: {}}
+            for each, answers in asked.items():
+                found.setdefault((name, each), {})[seed] = {**result, **answers}
+    return found
+
+
 def _find(ask: Ask, records: Records) -> Findings | None:
-    budget = BUDGETS[ask.budget]
-    found: Found = {
-        key: rows for key, cells in _cells(ask).items() if (rows := results(cells, records))
-    }
+    budget, found = BUDGETS[ask.budget], _found(ask, records)
     if not found:
         return None
-    pairs = [f"{count} pairs" for count in budget.asked]
     tables = [
-        _table("Associative recall: share of right answers", found, pairs),
+        _table("Associative recall: share of right answers", found, [*map(_pairs, budget.asked)]),
         _table("Other tasks: share of right answers", found, list(budget.tasks)),
     ]
     return Findings(
@@ -180,13 +180,14 @@ def _find(ask: Ask, records: Records) -> Findings | None:
         panels=[_by_state(found, budget), _by_pairs(found, budget)],
         checks=_checks(found, budget),
         notes=[
-            f"Multi-query associative recall of Zoology (arXiv:2312.04927) in {budget.length} "
-            f"tokens, vocabulary {budget.vocab_size:,}, {budget.model['num_layers']} layers of "
-            f"width {budget.model['d_model']}, at most {budget.steps:,} steps with "
-            f"{budget.questions} questions each, fewer steps where 99 % were right before, at the "
-            "rate that attention does well with. Larger keys have more parameters too. What is "
-            "measured is what can be learned in so many steps, which may be less than what a state "
-            "can hold.",
+            f"Multi-query associative recall of Zoology (arXiv:2312.04927) in "
+            f"{budget.recall['length']} tokens, vocabulary {budget.recall['vocab_size']:,}, "
+            f"{budget.model['num_layers']} layers of width {budget.model['d_model']}. Every model "
+            f"is trained on rows of {_pairs(budget.trained_with)}, {budget.batch_size} a step, at "
+            f"most {budget.steps:,} steps, fewer where 99 % were right before, at the rate that "
+            "attention does well with; it is then asked about rows with fewer and with more pairs. "
+            "Larger keys have more parameters too. What is measured is what can be learned in so "
+            "many steps, which may be less than what a state can hold.",
         ],
     )
 
@@ -214,9 +215,8 @@ def _table(title: str, found: Found, tasks: list[str]) -> Table:
 
 
 def _by_state(found: Found, budget: RecallBudget) -> Panel:
-    def of(pairs: int) -> Line:
-        task, names = f"{pairs} pairs", _ours_asked(budget, pairs)
-        known = [name for name in names if (name, task) in found]
+    def of(task: str) -> Line:
+        known = [name for name in budget.ours if (name, task) in found]
         states = [next(iter(found[name, task].values()))["state_bytes"] for name in known]
         return spread_line(task, states, _known_spreads(found, known, [task]))
 
@@ -224,21 +224,15 @@ def _by_state(found: Found, budget: RecallBudget) -> Panel:
         title="RetNet by the size of its state",
         x_label="bytes of state",
         y_label="right answers",
-        lines=[of(pairs) for pairs in budget.asked],
+        lines=[of(_pairs(count)) for count in budget.asked],
         log_x=True,
     )
 
 
-def _ours_asked(budget: RecallBudget, pairs: int) -> list[str]:
-    """The RetNets that differ in the size of their keys alone, smallest first."""
-    return [name for name in budget.asked[pairs] if budget.models[name].keys() == {"key_size"}]
-
-
 def _by_pairs(found: Found, budget: RecallBudget) -> Panel:
     def of(name: str) -> Line:
-        known = [count for count in budget.asked if (name, f"{count} pairs") in found]
-        tasks = [f"{count} pairs" for count in known]
-        return spread_line(name, known, _known_spreads(found, [name], tasks))
+        known = [count for count in budget.asked if (name, _pairs(count)) in found]
+        return spread_line(name, known, _known_spreads(found, [name], [*map(_pairs, known)]))
 
     return Panel(
         title="by the number of pairs",
@@ -255,21 +249,21 @@ def _known_spreads(found: Found, names: list[str], tasks: list[str]) -> list[Spr
 
 
 def _checks(found: Found, budget: RecallBudget) -> list[Check]:
-    fewest, most = min(budget.asked), max(budget.asked)
-    swept = max(budget.asked, key=lambda pairs: len(_ours_asked(budget, pairs)))
-    smallest, *_, largest = _ours_asked(budget, swept)
-    always = _ours_asked(budget, most)[-1]
-    few, many, sweep = (f"{pairs} pairs" for pairs in (fewest, most, swept))
+    smallest, *_, largest = budget.ours
+    trained, few, many = map(_pairs, (budget.trained_with, min(budget.asked), max(budget.asked)))
     return [
         *check_seeds(
-            f"control: attention recalls {sweep}, 0.99",
-            _accuracy(found, _ATTENTION, sweep),
+            f"control: attention recalls {trained}, 0.99",
+            _accuracy(found, _ATTENTION, trained),
             lambda accuracy: accuracy >= 0.99,
         ),
         *_more(
-            f"{sweep}: {largest}, more than {smallest}", found, (largest, sweep), (smallest, sweep)
+            f"{trained}: {largest}, more than {smallest}",
+            found,
+            (largest, trained),
+            (smallest, trained),
         ),
-        *_more(f"{always}: more of {few} than of {many}", found, (always, few), (always, many)),
+        *_more(f"{largest}: more of {few} than of {many}", found, (largest, few), (largest, many)),
     ]
 
 
