@@ -1,6 +1,6 @@
 """Chunkwise retention (Eq. 7) at speed, on any device: an autograd.Function of batched products.
 
-With a chunk's tokens counted j = 0..C-1, of which c = C // 2 is the middle, the decay is folded into
+With the tokens of a chunk counted j = 0..C-1, c = C // 2 its middle, the decay is folded into
 queries and keys once,
 
     q'_j = gamma^(j-c) q_j    k'_j = gamma^(c-j) k_j    so that q'_i . k'_j = gamma^(i-j) q_i . k_j
