@@ -5,6 +5,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check -qq
 
+# Tests the kernels for GPUs; torch's builds for CPUs bring none, those for GPUs their own.
+TRITON := 3.9.0
+
 # The oldest transformers that servers such as vLLM may have, and a place for it beside the newest.
 OLDEST_TRANSFORMERS := 5.16.1
 OLDEST := $(VENV)/oldest
@@ -15,11 +18,11 @@ unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-oldest test-wheel check docs bench clean
+.PHONY: help demo test test-kernels test-oldest test-wheel check docs bench clean
 
 help: ## list the targets
 	@echo "Usage: make TARGET [VARIABLE=value]"
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "PYTHON=python3.12 sets up with that interpreter (the first time, or after make clean)."
 
 demo: $(VENV)/installed-plot ## train a small RetNet here and watch it write; DATA=path for your own text
@@ -28,6 +31,10 @@ demo: $(VENV)/installed-plot ## train a small RetNet here and watch it write; DA
 test: $(VENV)/installed-peers ## run the tests; ARGS="-k chunkwise" chooses
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --timeout 300 -m "not alone" $(ARGS)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --timeout 600 -m alone $(ARGS) || [ $$? = 5 ] # 5: none chosen
+	@$(MAKE) --no-print-directory test-kernels
+
+test-kernels: $(VENV)/installed-peers ## run the tests of the GPU kernels, in Triton's interpreter
+	@OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n auto --timeout 300 tests/triton $(ARGS) || [ $$? = 5 ]
 
 test-oldest: $(OLDEST)/installed ## run the Hugging Face tests with the oldest transformers
 	@OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -q -n auto --timeout 300 tests/hf $(ARGS)
@@ -67,6 +74,7 @@ $(VENV)/installed-%: $(VENV)/created pyproject.toml constraints.txt
 # Peers to compare with, whose own requirements do not go with ours.
 $(VENV)/installed-peers: $(VENV)/installed-dev
 	@$(PIP) install --no-compile --no-deps --constraint constraints.txt torchscale fairscale
+	@$(BIN)/python -c 'import triton' 2> /dev/null || $(PIP) install --no-compile triton==$(TRITON) || echo "Triton $(TRITON) can't be had here: the kernels for GPUs are not tested"
 	@touch $@
 
 # Everything else comes from $(VENV).

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from retnet.config import ModelConfig, NormKind
+from retnet.ops.backends import prefers_kernels
 from retnet.ops.precision import cast_for_products
 from retnet.position import TokenContext, rotate
 
@@ -59,11 +60,23 @@ class MultiScaleRetention(nn.Module):
         out, state = context.retain(
             q, k, v, context.log_decay, state, segment_ids=context.segment_ids
         )
-        y = self.head_norm(self._normalised(out, context.score_scale)).to(x.dtype)
-        y = y.flatten(2)
-        if self.g_proj is not None:
-            y = F.silu(self.g_proj(x)) * y
+        gate = None if self.g_proj is None else self.g_proj(x)
+        y = self._finished(self._normalised(out, context.score_scale), gate, x.dtype)
         return self.out_proj(y), state
+
+    def _finished(self, out: Tensor, gate: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """The retention outputs [B, T, H, V] after norm and gate [B, T, H V], side by side."""
+        config = self.config
+        is_plain = config.head_norm != "none" and not config.head_norm_affine
+        if gate is not None and is_plain and prefers_kernels(out.device, out.dtype):
+            from retnet.ops.triton.gating import norm_and_gate
+
+            gate = gate.unflatten(2, out.shape[2:])
+            return norm_and_gate(
+                out.to(dtype), gate, config.head_norm, config.head_norm_eps
+            ).flatten(2)
+        y = self.head_norm(out).to(dtype).flatten(2)
+        return y if gate is None else F.silu(gate) * y
 
     def _normalised(self, out: Tensor, score_scale: Tensor | None) -> Tensor:
         """The retention outputs over the configured score norm (section 2.2), [B, T, H, V].

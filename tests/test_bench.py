@@ -294,6 +294,63 @@ def test_a_server_among_clients_of_all_kinds() -> None:
     assert {"401", "404"} < set(result["settings"]["statuses"])
 
 
+@pytest.mark.slow
+def test_benchmark_of_gpus_runs() -> None:
+    """At toy size, with what a CPU has; each row is a line as soon as it is there."""
+    command = [sys.executable, str(BENCHMARKS / "bench_gpu.py"), "--toy", "--device", "cpu"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    rows = [json.loads(line) for line in lines if line.startswith("{")]
+    assert not [row for row in rows if "error" in row]
+    sections = {row["section"] for row in rows}
+    assert sections == {"machine", "ceilings", "warm", "gate", "ops", "training", "decoding"}
+    assert {row["passed"] for row in rows if row.get("contender") == "ours torch"} >= {True}
+    assert "ours torch: 6 of 6 checks passed" in lines
+
+
+@pytest.mark.usefixtures("benchmarks")
+def test_conclusions_of_gpus() -> None:
+    """What is promised is said to hold, or not to, where it was measured."""
+    from bench_gpu import conclusions
+
+    op = {"section": "ops", "pass": "forward+backward", "key_size": 256, "value_size": 512}
+    rows = [
+        {**op, "contender": "ours triton", "tokens": 32_768, "ms": 2.0, "floor_ms": 1.0},
+        {**op, "contender": "fla", "tokens": 32_768, "ms": 5.0},
+        {"section": "gate", "contender": "fla", "passed": False},
+    ]
+    assert list(conclusions(rows)) == [
+        "fla: 0 of 1 checks passed",
+        "ops 256/512, 32k tokens: fla / ours: 2.50 (at least 2: True)",
+        "ops 256/512, 32k tokens: floor / ours: 0.50 (at least 0.6: False)",
+    ]
+
+
+@pytest.mark.usefixtures("benchmarks")
+def test_auto_takes_kernels_where_records_say_so(tmp_path: Path) -> None:
+    """The package repeats the records; a record counts where all of its gate was passed."""
+    from verified import RESULTS, VERIFIED, verified
+
+    assert json.loads(VERIFIED.read_text()) == verified(RESULTS.glob("gpu-*.jsonl"))
+
+    def record(name: str, *, toy: bool = False, cut: bool = False, passed: bool = True) -> Path:
+        machine = {"arch": "sm_90", "toy": toy, "versions": {"triton": "3.6.0"}}
+        rows = [
+            {"section": "machine", **machine},
+            {"section": "gate", "contender": "ours triton", "passed": True},
+            {"section": "gate", "contender": "ours triton", "passed": passed},
+            {"section": "gate", "was_cut_short": cut},
+        ]
+        path = tmp_path / name
+        path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        return path
+
+    assert verified([record("good")]) == [["sm_90", "3.6.0"]]
+    bad = [record("toy", toy=True), record("cut", cut=True), record("wrong", passed=False)]
+    assert verified(bad) == []
+
+
 @pytest.mark.usefixtures("benchmarks")
 def test_a_load_is_looked_at_in_its_time() -> None:
     """Tokens, first tokens and gaps count where they end within the window."""

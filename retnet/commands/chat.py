@@ -76,7 +76,7 @@ def _chat(values: Values) -> int:
     model = load_checkpoint(directory, device=device, dtype=find_dtype(values["dtype"], device))
     tokenizer = load_any_tokenizer(directory, vocab_size=model.config.vocab_size)
     manner, said = _manner(directory, tokenizer, values)
-    decoder = Decoder(model, int8=values["quantize"] == "int8")
+    decoder = Decoder(model, defers=True, int8=values["quantize"] == "int8")
     engine = Engine(decoder, num_slots=1, prefix_cache_bytes=0)
     dialogue = Dialogue(engine, tokenizer, manner, params, values["seed"])
     _tell(f"{_about(directory, model)}; {said}. /help lists commands")

@@ -14,9 +14,10 @@ from retnet.decoding.reading import Reading
 from retnet.decoding.torch_kernel import LEAST_ROWS, TorchKernel
 from retnet.decoding.weights import Weights, merge_
 from retnet.model import RetNet, RetNetState
+from retnet.ops.backends import prefers_kernels, why_not
 from retnet.ops.reference import accumulation_dtype
 
-KernelName = Literal["auto", "native", "torch"]
+KernelName = Literal["auto", "native", "triton", "torch"]
 
 
 class Decoder:
@@ -33,21 +34,32 @@ class Decoder:
             become views of the merged ones, so that it still reads prompts; it must not be trained,
             moved or cast from then on.
         kernel: "native": C++, compiled when it is first used, for fp32 and bf16 models on the CPU;
-            "torch": torch's own operations, for all; "auto": native where it can be had.
+            "triton": our kernels, for fp32 and bf16 models on a GPU; "torch": torch's own
+            operations, for all; "auto": native where it can be had, triton where it was verified.
+        defers: whether a kernel may leave a state as it was for some tokens, which lie beside it
+            until `settle_`; "triton" does, for half the bytes.
         int8: whether matrices are rounded to int8, see `quantize_`; the model's own weights change.
 
     Attributes:
-        kernel_name: which does the steps, "native" or "torch".
+        kernel_name: which does the steps, "native", "triton" or "torch".
         why_not_native: what "auto" found in its way, or None.
 
     Raises:
         ValueError: for a model that is training, of another or of several dtypes, or that the
-            native kernel cannot do where it was asked for.
+            kernel that was asked for cannot do.
         BuildError: where the native kernel was asked for and cannot be compiled.
     """
 
-    def __init__(self, model: RetNet, *, kernel: KernelName = "auto", int8: bool = False) -> None:
+    def __init__(
+        self,
+        model: RetNet,
+        *,
+        kernel: KernelName = "auto",
+        defers: bool = False,
+        int8: bool = False,
+    ) -> None:
         _check_model(model)
+        self._defers = defers
         if kernel not in get_args(KernelName):
             raise ValueError(
                 f"kernel must be one of {', '.join(get_args(KernelName))}, got {kernel!r}"
@@ -58,11 +70,18 @@ class Decoder:
             weights = quantize_(weights)
         self.why_not_native: str | None = None
         self._kernel = self._choose(kernel, weights)
-        self.kernel_name = "native" if isinstance(self._kernel, NativeKernel) else "torch"
+        self.kernel_name = self._kernel.name
 
     def _choose(self, kernel: KernelName, weights: Weights) -> NativeKernel | TorchKernel:
         if kernel == "native":
             return NativeKernel(self.model, weights)
+        if kernel == "triton" or (kernel == "auto" and prefers_kernels(self.device, self.dtype)):
+            reason = why_not("triton", self.device, self.dtype)
+            if reason:
+                raise ValueError(f"kernel 'triton' can't run here: {reason}")
+            from retnet.decoding.triton_kernel import TritonKernel
+
+            return TritonKernel(self.model, weights, defers=self._defers)
         if kernel == "auto":
             self.why_not_native = unsupported(self.model)
             try:
@@ -101,6 +120,13 @@ class Decoder:
             layers = [zeros.clone() for _ in range(config.num_layers)]
         position = torch.zeros(num_rows, dtype=torch.int64, device=self.device)
         return RetNetState(tuple(layers), position)
+
+    @torch.no_grad()
+    def settle_(self, state: RetNetState, rows: Tensor) -> None:
+        """Make a state hold all that rows [B] int64 have read: before it is looked at, or written
+        by others, if the decoder `defers`.
+        """
+        self._kernel.settle_(state, rows)
 
     @torch.no_grad()
     def step_(

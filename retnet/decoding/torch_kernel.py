@@ -43,10 +43,13 @@ _LOOP_NUMBERS = 64
 class TorchKernel:
     """The step of a model's weights in torch's own operations."""
 
+    name = "torch"
+
     def __init__(self, model: RetNet, weights: Weights) -> None:
         self._model, self._weights = model, weights
         self._config = model.config
-        self._log_decay = log_decays(self._config.decay, self._config.num_heads)
+        log_decay = log_decays(self._config.decay, self._config.num_heads)
+        self._log_decay = log_decay.to(weights.head.weight.device)
         self._states: Tensor | None = None
 
     def step_(self, reading: Reading, state: RetNetState) -> Tensor:
@@ -63,10 +66,13 @@ class TorchKernel:
                 features[i] = self._read_several_(parts[i], state, reading.rows[i : i + 1])
         return self._logits(torch.cat(features)[list(reading.wanted)])
 
+    def settle_(self, state: RetNetState, rows: Tensor) -> None:
+        """Nothing to do: a state always holds what was read."""
+
     def _logits(self, features: Tensor) -> Tensor:
         """The scores [M, vocab_size] of features [M, D]."""
-        padded = _padded(features, _num_padded(len(features), features))
-        logits = product(padded, self._weights.head)[: len(features)]
+        room = padded(features, num_padded(len(features), features))
+        logits = product(room, self._weights.head)[: len(features)]
         return logits.to(accumulation_dtype(logits.dtype))
 
     def _read_several_(self, tokens: Tensor, state: RetNetState, row: Tensor) -> Tensor:
@@ -79,24 +85,42 @@ class TorchKernel:
 
     def _read_one_each_(self, tokens: Tensor, state: RetNetState, rows: Tensor) -> Tensor:
         """The features [B, D] of tokens [B] that are read in rows [B]."""
+        features = self._through_layers_(tokens, state, rows, state.position[rows])
+        state.position[rows] += 1
+        return features
+
+    def _through_layers_(
+        self, tokens: Tensor, state: RetNetState, rows: Tensor, positions: Tensor
+    ) -> Tensor:
+        """The features [B, D] of tokens [B] at positions [B]; the layers' states read them."""
         num_rows = len(tokens)
         x = self._model.backbone.embed(tokens[:, None])[:, 0]
-        x = _padded(x, _num_padded(num_rows, x))
+        x = padded(x, num_padded(num_rows, x))
         if self._model.backbone.embedding_norm is not None:
             x = self._model.backbone.embedding_norm(x)
-        place = _Place(self._config, self._log_decay, state.position[rows], x.dtype)
+        place = Place(self._config, self._log_decay, positions, x.dtype)
         for layer, layer_state in zip(self._weights.layers, state.layers, strict=True):
             x = x + self._retain_(layer, layer_state, rows, x, place)
             x = x + self._feed_forward(layer, x)
-        state.position[rows] += 1
         features: Tensor = self._weights.norm(x)
         return features[:num_rows]
 
     def _retain_(
-        self, layer: LayerWeights, layer_state: Tensor, rows: Tensor, x: Tensor, place: "_Place"
+        self, layer: LayerWeights, layer_state: Tensor, rows: Tensor, x: Tensor, place: "Place"
     ) -> Tensor:
         """What a layer's retention adds to x [M, D]; its state of these rows reads their tokens."""
-        config, count = self._config, len(rows)
+        q, k, v, gate = self._projected(layer, x, len(rows), place)
+        out = place.normalised(self._read_(layer_state, rows, q, k, v, place.gamma)).to(x.dtype)
+        y = layer.head_norm(out).flatten(1)
+        return product(by_rows(F.silu, gate) * padded(y, len(x)), layer.output)
+
+    def _projected(
+        self, layer: LayerWeights, x: Tensor, count: int, place: "Place"
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """q, k [B, H, K], turned, and v [B, H, V] of the first rows of x [M, D]; the gate of all,
+        [M, H V].
+        """
+        config = self._config
         keys, values = config.num_heads * config.key_size, config.num_heads * config.value_size
         merged = product(layer.mixer_norm(x), layer.projection)
         q, k, v, gate = merged.split([keys, keys, values, values], dim=-1)
@@ -105,9 +129,7 @@ class TorchKernel:
         if config.score_norm == "paper":
             v = F.pad(v, (0, 1), value=1.0)
         q, k = place.rotated(q, place.query_rotation), place.rotated(k, place.key_rotation)
-        out = place.normalised(self._read_(layer_state, rows, q, k, v, place.gamma)).to(x.dtype)
-        y = layer.head_norm(out).flatten(1)
-        return product(by_rows(F.silu, gate) * _padded(y, len(x)), layer.output)
+        return q, k, v, gate
 
     def _read_(
         self, layer_state: Tensor, rows: Tensor, q: Tensor, k: Tensor, v: Tensor, gamma: Tensor
@@ -147,8 +169,9 @@ class TorchKernel:
         return product(hidden, layer.down)
 
 
-class _Place:
-    """What all layers need to know of where the rows stand; worked out once a step.
+class Place:
+    """What all layers need to know of where the rows stand; worked out once a step. log_decay is on
+    the device of the positions.
 
     gamma: [H, 1, 1]. query_rotation, key_rotation: [B, 1, K/2, 2]. score_scale: [B, H, 1] or None.
     """
@@ -156,9 +179,9 @@ class _Place:
     def __init__(
         self, config: ModelConfig, log_decay: Tensor, positions: Tensor, dtype: torch.dtype
     ) -> None:
-        dtype, device = accumulation_dtype(dtype), positions.device
+        dtype = accumulation_dtype(dtype)
         self._config, self._dtype = config, dtype
-        self.gamma = log_decay.exp().to(device, dtype)[:, None, None]
+        self.gamma = log_decay.exp().to(dtype)[:, None, None]
         angles = rotary_angles(positions, config.key_size, config.rotary_frequencies)
         turn = [by_rows(function, angles).to(dtype) for function in (torch.cos, torch.sin)]
         self.query_rotation = torch.stack(turn, dim=-1)[:, None]
@@ -204,7 +227,7 @@ def by_rows(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return torch.cat([function(part) for part in x.split(count)])
 
 
-def _num_padded(num_rows: int, x: Tensor) -> int:
+def num_padded(num_rows: int, x: Tensor) -> int:
     """The rows that a product of so many rows like x [M, D] has."""
     if x.device.type != "cpu":
         return -(-num_rows // PADDED_ROWS_ON_GPU) * PADDED_ROWS_ON_GPU
@@ -212,6 +235,6 @@ def _num_padded(num_rows: int, x: Tensor) -> int:
     return max(LEAST_ROWS[x.dtype], -(-num_rows // multiple) * multiple)
 
 
-def _padded(x: Tensor, num_rows: int) -> Tensor:
+def padded(x: Tensor, num_rows: int) -> Tensor:
     """x [M, N] with rows of zeros after it, [num_rows, N]."""
     return x if len(x) == num_rows else F.pad(x, (0, 0, 0, num_rows - len(x)))

@@ -9,41 +9,21 @@ gamma = exp(log_decay),
 for n, m = 0..T-1, with S the state before.
 """
 
-from collections.abc import Callable
-from typing import Literal
-
 import torch
 from torch import Tensor
 
-from retnet.ops import reference, torch_chunkwise
+from retnet.ops.backends import Form, available_backends, choose_backend, retention_of
 from retnet.ops.precision import without_autocast
 from retnet.ops.reference import accumulation_dtype, power
 
 __all__ = [
     "available_backends",
+    "choose_backend",
     "combine_states",
     "retention_chunkwise",
     "retention_parallel",
     "retention_recurrent",
 ]
-
-Form = Literal["parallel", "recurrent", "chunkwise"]
-Retention = Callable[..., tuple[Tensor, Tensor]]
-
-# By form and name, the one that "auto" takes first.
-_BACKENDS: dict[Form, dict[str, Retention]] = {
-    "parallel": {"reference": reference.retention_parallel},
-    "recurrent": {"reference": reference.retention_recurrent},
-    "chunkwise": {
-        "torch": torch_chunkwise.retention_chunkwise,
-        "reference": reference.retention_chunkwise,
-    },
-}
-
-
-def available_backends(form: Form) -> tuple[str, ...]:
-    """The names that `backend` may have for a form; the first is what "auto" takes."""
-    return tuple(_BACKENDS[form])
 
 
 def retention_parallel(
@@ -155,11 +135,7 @@ def combine_states(
 def _run(
     form: Form, backend: str, q: Tensor, *arguments: Tensor | int | None
 ) -> tuple[Tensor, Tensor]:
-    names = available_backends(form)
-    if backend != "auto" and backend not in names:
-        choices = ", ".join(map(repr, ("auto", *names)))
-        raise ValueError(f"backend of the {form} form must be one of {choices}, got {backend!r}")
-    retention = _BACKENDS[form][names[0] if backend == "auto" else backend]
+    retention = retention_of(form, choose_backend(form, backend, q.device, q.dtype))
     with without_autocast(q.device.type):
         return retention(q, *arguments)
 

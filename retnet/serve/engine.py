@@ -68,7 +68,7 @@ class Engine:
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
         self.decoder = decoder
-        self._pool = StatePool(decoder.new_state(num_slots))
+        self._pool = StatePool(decoder.new_state(num_slots), decoder.settle_)
         self._scheduler = Scheduler(prefill_chunk)
         self._prefixes = PrefixCache(prefix_cache_bytes, prefill_chunk)
         self._next_id = self._num_hits = self._num_misses = 0

@@ -162,7 +162,7 @@ def _load(directory: Path, config: ServeConfig) -> Loaded:
     model = load_checkpoint(directory, device=device, dtype=find_dtype(config.dtype, device))
     tokenizer = load_any_tokenizer(directory, vocab_size=model.config.vocab_size)
     engine = Engine(
-        Decoder(model, int8=config.quantize == "int8"),
+        Decoder(model, defers=True, int8=config.quantize == "int8"),
         num_slots=config.slots,
         prefill_chunk=config.prefill_chunk,
         prefix_cache_bytes=int(config.prefix_cache_mb * 1e6),

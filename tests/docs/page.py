@@ -36,6 +36,8 @@ LEFT_OUT = {
     "retnet eval --tasks piqa --limit 100": "it downloads the task's data",
     "retnet eval --model runs/first --tasks piqa,hellaswag": "it downloads the tasks' data",
     "retnet reproduce": "tests/reproduce has it",
+    "make test-kernels": "it runs tests",
+    "python benchmarks/": "tests/test_bench.py and tests/ops have them",
 }
 
 

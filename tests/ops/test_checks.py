@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from retnet import ops
+from retnet.ops import backends
+from retnet.ops.backends import why_not
 
 FORMS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
     "parallel": ops.retention_parallel,
@@ -171,7 +173,7 @@ def test_chunk_size(chunk_size: object) -> None:
 
 
 def test_backends_have_names() -> None:
-    """Every name that is listed can be chosen; the first is what "auto" takes."""
+    """Every name that is listed can be chosen, or says why not; the first is what "auto" takes."""
     assert ops.available_backends("chunkwise")[0] == "torch"
     forms: dict[ops.Form, Callable[..., tuple[Tensor, Tensor]]] = {
         "parallel": ops.retention_parallel,
@@ -181,7 +183,32 @@ def test_backends_have_names() -> None:
     for name, form in forms.items():
         assert "reference" in ops.available_backends(name)
         for backend in ops.available_backends(name):
-            form(**good(), backend=backend)
+            if why_not(backend, torch.device("cpu"), torch.float32) is None:
+                form(**good(), backend=backend)
+                continue
+            with pytest.raises(ValueError, match=f"backend {backend!r} can't run here: .+"):
+                form(**good(), backend=backend)
+
+
+def test_why_a_backend_can_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is missing, too old, or elsewhere."""
+    here, dtype = torch.device("cpu"), torch.float32
+    installed = {"triton": "3.9.0"}
+    monkeypatch.setattr(backends, "find_spec", installed.get)
+    monkeypatch.setattr(backends, "version", installed.__getitem__)
+    assert "fla is not installed: pip install fla-core" in str(why_not("fla", here, dtype))
+    installed["triton"] = "3.3.1"
+    assert why_not("triton", here, dtype) == "triton is 3.3.1, and the kernels need 3.4 or newer"
+    del installed["triton"]
+    assert "triton is not installed" in str(why_not("triton", here, dtype))
+    assert why_not("torch", here, dtype) is None
+
+
+def test_auto_takes_no_kernel_that_was_not_verified() -> None:
+    for device in ("cpu", "meta"):
+        for dtype in (torch.float32, torch.bfloat16, torch.float64):
+            assert ops.choose_backend("chunkwise", "auto", torch.device(device), dtype) == "torch"
+    assert ops.choose_backend("recurrent", "auto", torch.device("cpu"), dtype) == "reference"
 
 
 @every_form

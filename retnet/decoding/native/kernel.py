@@ -120,6 +120,8 @@ class NativeKernel:
         BuildError: without a compiler.
     """
 
+    name = "native"
+
     def __init__(
         self, model: RetNet, weights: Weights, machine: Sequence[str] = ("-march=native",)
     ) -> None:
@@ -136,6 +138,9 @@ class NativeKernel:
     def instructions(self) -> str:
         """What its products are made of."""
         return INSTRUCTIONS[self._library.retnet_instructions()]
+
+    def settle_(self, state: RetNetState, rows: Tensor) -> None:
+        """Nothing to do: a state always holds what was read."""
 
     def step_(self, reading: Reading, state: RetNetState) -> Tensor:
         """See `Decoder.step_`; nothing is checked here but the tokens."""
