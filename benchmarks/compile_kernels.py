@@ -70,7 +70,12 @@ class Case:
     @property
     def name(self) -> str:
         """The case in a few words."""
-        return f"{self.arch} {self.role} {self.key_size}x{self.value_size}"
+        return name_of(asdict(self))
+
+
+def name_of(row: dict[str, Any]) -> str:
+    """A case, or what was found of it, in a few words."""
+    return f"{row['arch']} {row['role']} {row['key_size']}x{row['value_size']}"
 
 
 KERNELS = {
@@ -178,8 +183,7 @@ def _of_amd(code: str) -> dict[str, int]:
 
 def faults(row: dict[str, Any]) -> list[str]:
     """What of a row is beyond its chip."""
-    name = f"{row['arch']} {row['role']} {row['key_size']}x{row['value_size']}"
-    found = []
+    name, found = name_of(row), []
     if row["shared_bytes"] > SHARED_BYTES[row["arch"]]:
         found.append(f"{name}: {row['shared_bytes']:,} shared bytes")
     if row["spilt_bytes"]:

@@ -58,7 +58,7 @@ def step_(
         *(q, k, v, v if finish is None else finish.gate, rows, log2_decay, states, out),
         *(heads, 0.0 if finish is None else finish.eps),
         **sizes,
-        num_warps=_num_warps(sizes),
+        num_warps=_num_warps(sizes["BLOCK_N"]),
         **FUSED,
     )
     return out
@@ -118,7 +118,7 @@ class DeferredStates:
             *(heads, 0.0 if finish is None else finish.eps),
             **sizes,
             RING=ring,
-            num_warps=_num_warps(sizes),
+            num_warps=_num_warps(sizes["BLOCK_N"]),
             **FUSED,
         )
         return out
@@ -155,8 +155,8 @@ class DeferredStates:
 def launches(key_size: int, value_size: int) -> Iterator[tuple[str, dict[str, Any], int]]:
     """The kernels of heads of a size, their constants and warps: of many rows, ring 32."""
     sizes = _sizes(key_size, value_size, FEW_BLOCKS, "layernorm")
-    yield "step", sizes, _num_warps(sizes)
-    yield "deferred", {**sizes, "RING": 32}, _num_warps(sizes)
+    yield "step", sizes, _num_warps(sizes["BLOCK_N"])
+    yield "deferred", {**sizes, "RING": 32}, _num_warps(sizes["BLOCK_N"])
     yield "flush", {**_flush_sizes(key_size, value_size), "RING": 32}, 4
 
 
@@ -166,12 +166,13 @@ def _room(v: Tensor, finish: Finish | None) -> Tensor:
 
 def _sizes(key_size: int, value_size: int, num_heads: int, norm: Norm) -> dict[str, Any]:
     """Constants of a step of so many heads. A block has all values where a norm must see them; else
-    fewer where blocks would be few. Its tiles have 4,096 numbers, some of them for each thread.
+    fewer where blocks would be few. Its tiles have 16 numbers for each thread.
     """
     block_n = _power_of_2(value_size)
     while norm == "none" and block_n > 32 and num_heads * value_size < FEW_BLOCKS * block_n:
         block_n //= 2
-    block_p = max(1, min(_power_of_2(key_size), 4096 // block_n))
+    tile = 16 * 32 * _num_warps(block_n)
+    block_p = max(1, min(_power_of_2(key_size), tile // block_n))
     return {
         "P": key_size,
         "N": value_size,
@@ -186,8 +187,8 @@ def _flush_sizes(key_size: int, value_size: int) -> dict[str, Any]:
     return {"P": key_size, "N": value_size, "BLOCK_P": block_p, "BLOCK_N": block_n}
 
 
-def _num_warps(sizes: dict[str, Any]) -> int:
-    return 8 if sizes["BLOCK_N"] >= 256 else 4
+def _num_warps(block_n: int) -> int:
+    return 8 if block_n >= 256 else 4
 
 
 def _power_of_2(size: int) -> int:
