@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from retnet.checkpoint import load_checkpoint, save_checkpoint
     from retnet.config import PRESETS, ModelConfig, preset
     from retnet.generation import generate, prefill, step
+    from retnet.included import INCLUDED_MODEL
     from retnet.layers import FeedForward, MultiScaleRetention, RetNetBlock
     from retnet.loss import next_token_loss
     from retnet.model import RetNet, RetNetBackbone, RetNetState
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "INCLUDED_MODEL",
     "PRESETS",
     "FeedForward",
     "ModelConfig",
@@ -53,6 +55,7 @@ _NAMES_OF_MODULE = {
     "retnet.checkpoint": ("load_checkpoint", "save_checkpoint"),
     "retnet.config": ("PRESETS", "ModelConfig", "preset"),
     "retnet.generation": ("generate", "prefill", "step"),
+    "retnet.included": ("INCLUDED_MODEL",),
     "retnet.layers": ("FeedForward", "MultiScaleRetention", "RetNetBlock"),
     "retnet.loss": ("next_token_loss",),
     "retnet.model": ("RetNet", "RetNetBackbone", "RetNetState"),

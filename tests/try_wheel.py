@@ -42,6 +42,7 @@ def main() -> None:
         run(empty, python, "-m", "pip", "check")
         run(empty, python, "-c", TRIAL)
         run(empty, retnet, "--version")
+        run(empty, retnet, "generate", "The river ", "--max_tokens", "40", "--stats")
         run(empty, retnet, *train.split())
         run(empty, retnet, "generate", "It", "--model", "run", "--max_tokens", "8")
 

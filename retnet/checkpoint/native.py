@@ -25,6 +25,7 @@ from retnet.checkpoint.files import (
 from retnet.checkpoint.layouts import layout_of_fields
 from retnet.checkpoint.weights import build_model, check_weights, expected_shapes
 from retnet.config import ModelConfig
+from retnet.included import INCLUDED_MODEL
 from retnet.model import RetNet
 
 MODEL_TYPE = "retentive"
@@ -106,13 +107,17 @@ def write_tensors_and_fields(
 
 
 def load_checkpoint(
-    directory: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+    directory: str | Path = INCLUDED_MODEL,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
 ) -> RetNet:
     """The model of a checkpoint directory, in evaluation mode.
 
     Args:
         directory: written by `save_checkpoint`, or by `save_pretrained` of `retnet.hf`; the weights
-            may be in several files under model.safetensors.index.json.
+            may be in several files under model.safetensors.index.json. By default the model that
+            comes with the package.
         device: where its weights go.
         dtype: what its weights are cast to; None for as they are stored.
 

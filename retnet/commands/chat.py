@@ -11,9 +11,8 @@ from jsonargparse import ArgumentParser
 
 from retnet.commands.flags import Command, UsageError, Values, add_flag, naming_flags
 from retnet.commands.generate import SAMPLING
-from retnet.commands.models import num_parameters, require_folder
+from retnet.commands.models import add_model, model_folder, num_parameters
 from retnet.commands.terminal import visible, write_now
-from retnet.train.config import TrainConfig
 
 if TYPE_CHECKING:
     from retnet.commands.slash import Desk
@@ -28,8 +27,7 @@ _BLANK_LINE = "\n\n"
 
 
 def _add_flags(parser: ArgumentParser) -> None:
-    default = TrainConfig.out
-    add_flag(parser, "model", str, default, "folder of a run or of another checkpoint", "DIR")
+    add_model(parser)
     add_flag(parser, "system", str | None, None, "what stands before it all, in chat templates")
     text = "answers depend on it and the conversation; by default they differ every time"
     add_flag(parser, "seed", int | None, None, text)
@@ -71,7 +69,7 @@ def _chat(values: Values) -> int:
     params = SamplingParams(
         stop=tuple(values["stop"] or ()), **{name: values[name] for name in SAMPLING}
     )
-    directory = require_folder(values["model"])
+    directory = model_folder(values["model"])
     device = find_device(values["device"])
     model = load_checkpoint(directory, device=device, dtype=find_dtype(values["dtype"], device))
     tokenizer = load_any_tokenizer(directory, vocab_size=model.config.vocab_size)

@@ -23,10 +23,9 @@ from retnet.commands.flags import (
     attribute_texts,
     naming_flags,
 )
-from retnet.commands.models import require_folder
+from retnet.commands.models import add_model, model_folder
 from retnet.eval.config import EvalConfig
 from retnet.eval.local_data import require_folder as require_task_data
-from retnet.train.config import TrainConfig
 
 if TYPE_CHECKING:
     import torch
@@ -40,8 +39,7 @@ _METAVARS = {"tasks": "NAME,...", "task_data": "DIR"}
 
 
 def _add_flags(parser: ArgumentParser) -> None:
-    default = TrainConfig.out
-    add_flag(parser, "model", str, default, "folder of a run or of another checkpoint", "DIR")
+    add_model(parser)
     kinds, texts = get_type_hints(EvalConfig), attribute_texts(EvalConfig)
     for field in fields(EvalConfig):
         text = texts[field.name].removesuffix(".").replace("None", "null")
@@ -69,7 +67,7 @@ def _run(values: Values) -> int:
     with naming_flags({name: f"--{name}" for name in (*_FIELDS, "device")}):
         config = EvalConfig(**{name: values[name] for name in _FIELDS})
         out = _writable(values["out"])
-        folder = require_folder(values["model"])
+        folder = model_folder(values["model"])
         if config.task_data is not None:
             require_task_data(Path(config.task_data))
         if find_spec("lm_eval") is None:
@@ -83,7 +81,7 @@ def _run(values: Values) -> int:
         scores = _evaluate(folder, config, device, values)
     seconds = time.perf_counter() - start
     if out is not None:
-        settings = {name: values[name] for name in ("model", *_FIELDS, "dtype")}
+        settings = {"model": str(folder)} | {name: values[name] for name in (*_FIELDS, "dtype")}
         settings["device"] = str(device)
         found = [asdict(score) for score in scores]
         packages = ("lm_eval", "transformers", "torch")
@@ -98,12 +96,12 @@ def _run_text(values: Values) -> int:
 
     flags = {"device": "--device", "num_bytes": "--roundtrip_bytes"}
     with naming_flags(flags):
-        out, folder = _writable(values["out"]), require_folder(values["model"])
+        out, folder = _writable(values["out"]), model_folder(values["model"])
         device, date = find_device(values["device"]), datetime.now(UTC)
         start = time.perf_counter()
         found = score_text(folder, device, values)
     if out is not None:
-        settings = {name: values[name] for name in ("model", *TEXT_FLAGS)}
+        settings = {"model": str(folder)} | {name: values[name] for name in TEXT_FLAGS}
         settings["device"] = str(device)
         report = _report(settings, ("torch",), found, date, time.perf_counter() - start)
         out.write_text(report, encoding="utf-8")

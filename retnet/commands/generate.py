@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import ArgumentParser
 
 from retnet.commands.flags import Command, UsageError, Values, add_flag, naming_flags
-from retnet.commands.models import require_folder
+from retnet.commands.models import add_model, model_folder
 from retnet.commands.terminal import bytes_text, write_now
-from retnet.train.config import TrainConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,8 +46,7 @@ def _add_flags(parser: ArgumentParser) -> None:
         metavar="PROMPT",
         help="the text to continue; - reads it from stdin; none begins a document",
     )
-    default = TrainConfig.out
-    add_flag(parser, "model", str, default, "folder of a run or of another checkpoint", "DIR")
+    add_model(parser)
     add_flag(parser, "num", int, 1, "how many texts to write, one after the other")
     add_flag(parser, "seed", int | None, None, "the same one writes the same; by default a new one")
     add_flag(parser, "device", str, "auto", "cpu, cuda, ...; auto: cuda where there is one")
@@ -85,7 +83,7 @@ def _generate(values: Values) -> int:
     from retnet.text import complete
 
     params = SamplingParams(stop=tuple(values["stop"]), **{name: values[name] for name in SAMPLING})
-    directory = require_folder(values["model"])
+    directory = model_folder(values["model"])
     prompt = _read_stdin() if values["prompt"] == "-" else _typed(values["prompt"])
     device = find_device(values["device"])
     model = load_checkpoint(directory, device=device)

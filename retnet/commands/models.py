@@ -1,4 +1,4 @@
-"""Which model a command is about: a preset and changes to it."""
+"""Which model a command is about: a preset and changes to it, or the folder of a trained one."""
 
 import os
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Any
 
 from retnet.commands.flags import UsageError, Values, add_flag, group_values
 from retnet.config import PRESETS, ModelConfig, preset
+from retnet.included import INCLUDED_MODEL
 
 
 def add_preset(parser: Any, default: str | None) -> None:
@@ -20,8 +21,18 @@ def model_config(values: Values) -> ModelConfig:
     return preset(values["preset"], **group_values(values, "model"))
 
 
-def require_folder(model: str) -> Path:
-    """The folder of --model; UsageError where there is none."""
+def add_model(parser: Any) -> None:
+    """Declare `--model`."""
+    text = "folder of a run or of another checkpoint; by default the model that comes with retnet"
+    add_flag(parser, "model", str | None, None, text, "DIR")
+
+
+def model_folder(model: str | None) -> Path:
+    """The folder of --model, or of the model that comes with the package; UsageError where there
+    is none.
+    """
+    if model is None:
+        return INCLUDED_MODEL
     if not Path(model).is_dir():
         raise UsageError(
             f"--model {model!r} is not a folder; train a model with `retnet train`, or pass the "

@@ -18,10 +18,9 @@ from retnet.commands.flags import (
     attribute_texts,
     naming_flags,
 )
-from retnet.commands.models import num_parameters, require_folder
+from retnet.commands.models import add_model, model_folder, num_parameters
 from retnet.commands.terminal import bytes_text
 from retnet.serve.config import ServeConfig
-from retnet.train.config import TrainConfig
 
 if TYPE_CHECKING:
     from retnet.serve.service import About
@@ -39,8 +38,7 @@ _KEY_VARIABLE = "RETNET_API_KEY"
 
 
 def _add_flags(parser: ArgumentParser) -> None:
-    default = TrainConfig.out
-    add_flag(parser, "model", str, default, "folder of a run or of another checkpoint", "DIR")
+    add_model(parser)
     kinds, texts = get_type_hints(ServeConfig), attribute_texts(ServeConfig)
     for field in fields(ServeConfig):
         text = texts[field.name].removesuffix(".").replace("None", "null")
@@ -55,7 +53,7 @@ def _run(values: Values) -> int:
         for name in ("allowed_hosts", "cors_origins"):
             given[name] = None if given[name] is None else tuple(given[name])
         config = ServeConfig(**given)
-        folder = require_folder(values["model"])
+        folder = model_folder(values["model"])
         _require_packages("serve", "fastapi", "uvicorn", "prometheus_client")
         if config.uses_ray:
             _require_packages("ray", "ray")

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from retnet.included import INCLUDED_MODEL
+
 TOKENIZER_FILE, TOKENIZER_CONFIG_FILE = "tokenizer.json", "tokenizer_config.json"
 _SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>")
 
@@ -89,8 +91,10 @@ class ByteTokenizer:
                 aside.unlink(missing_ok=True)
 
 
-def load_tokenizer(directory: str | Path) -> ByteTokenizer:
-    """The tokenizer saved in a directory; ValueError where there is none, or another kind."""
+def load_tokenizer(directory: str | Path = INCLUDED_MODEL) -> ByteTokenizer:
+    """The tokenizer saved in a directory, by default that of the model that comes with the package;
+    ValueError where there is none, or another kind.
+    """
     path = Path(directory) / TOKENIZER_FILE
     try:
         model = json.loads(path.read_text(encoding="utf-8"))["model"]

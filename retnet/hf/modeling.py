@@ -5,6 +5,7 @@ No `from __future__ import annotations` here: Transformers reads the annotations
 
 from dataclasses import replace
 from functools import partial
+from os import PathLike
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -29,6 +30,7 @@ from retnet.hf.inputs import (
     read_segments,
 )
 from retnet.hf.weights import draw_missing_, require_whole
+from retnet.included import INCLUDED_MODEL
 from retnet.model import RetNet, RetNetBackbone
 from retnet.ops import retention_chunkwise, retention_recurrent
 from retnet.position import Retention
@@ -231,6 +233,18 @@ class RetNetForCausalLM(RetNetPreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.post_init()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | PathLike[str] | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """As in Transformers; without a name, the model that comes with the package."""
+        if pretrained_model_name_or_path is None and kwargs.get("state_dict") is None:
+            pretrained_model_name_or_path = INCLUDED_MODEL
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     @classmethod
     def from_retnet(cls, model: RetNet) -> Self:
