@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from importlib.metadata import version
 from importlib.util import find_spec
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from retnet.ops import reference, torch_chunkwise
 
 Form = Literal["parallel", "recurrent", "chunkwise"]
 Retention = Callable[..., tuple[Tensor, Tensor]]
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 # By form and name; the first is what "auto" takes, but for kernels that were verified. None for
 # what is imported when it is first asked for.
@@ -28,12 +29,20 @@ _BACKENDS: dict[Form, dict[str, Retention | None]] = {
 _OLDEST_TRITON = (3, 4)
 
 
+def _constant_when_compiling(function: Function) -> Function:
+    """As `torch.compiler.assume_constant_result`, which imports all of the compiler, and with
+    it Triton.
+    """
+    vars(function)["_dynamo_marked_constant"] = True
+    return function
+
+
 def available_backends(form: Form) -> tuple[str, ...]:
     """The names that `backend` may have for a form; `why_not` tells whether one can run."""
     return tuple(_BACKENDS[form])
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@_constant_when_compiling
 def choose_backend(form: Form, backend: str, device: torch.device, dtype: torch.dtype) -> str:
     """The name of who computes a form of tensors on a device: `backend` itself, or for "auto" our
     kernels where they were verified on this kind of chip, else what runs anywhere.
@@ -53,7 +62,7 @@ def choose_backend(form: Form, backend: str, device: torch.device, dtype: torch.
     return backend
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@_constant_when_compiling
 def prefers_kernels(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether "auto" takes our kernels: they were verified on this kind of chip."""
     return _is_verified(device, dtype)

@@ -266,7 +266,7 @@ def test_bad_models() -> None:
         Decoder(model.half().eval())
     with pytest.raises(ValueError, match=r"models on the CPU, got torch\.float64"):
         Decoder(make_model(torch.float64), kernel="native")
-    with pytest.raises(ValueError, match="kernel must be one of auto, native, torch"):
+    with pytest.raises(ValueError, match="kernel must be one of auto, native, triton, torch"):
         Decoder(make_model(), kernel="fast")  # type: ignore[arg-type]
 
 
