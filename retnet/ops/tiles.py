@@ -44,8 +44,8 @@ class Buffers:
 class Span:
     """Consecutive chunks of one length, and their decays.
 
-    to_query, to_key: [H, 1, C, 1] in the products' dtype, gamma^(j-c) and gamma^(c-j)
-    scan: [H, n+1, n+1] in the state's dtype: row i < n gives gamma^(c+1) S before chunk i, row n S
+    to_query, to_key: [H, 1, C, 1] in the products' dtype, gamma^j and gamma^-j
+    scan: [H, n+1, n+1] in the state's dtype: row i < n gives gamma S before chunk i, row n gives S
         after the span, as sums over S before the span (column 0) and each K'^T V (columns 1..n)
     """
 
@@ -164,7 +164,7 @@ class Tiles:
         return x if self.masks is None else x * self.masks.enter
 
     def states(self, carried: Tensor) -> tuple[Tensor, Tensor]:
-        """gamma^(c+1) S before each chunk [G, K, V] and S after the span, given S before it."""
+        """gamma S before each chunk [G, K, V] and S after the span, given S before it."""
         updates = self.buffers.product("updates", self.k.mT, self.that_enter(self.v))
         terms, scan = self._terms(carried), self._scan(carried)
         terms[:, :1], terms[:, 1:] = _by_head(carried, terms), _by_head(updates, terms)
@@ -202,16 +202,14 @@ def span_decays(
     v: Tensor, decay: Tensor, num_chunks: int, chunk: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """to_query, to_key and scan of a span."""
-    middle = chunk // 2
-    position = torch.arange(chunk) - middle
+    position = torch.arange(chunk)
     to_query, to_key = (
         power(decay, exponent)[:, None, :, None] for exponent in (position, -position)
     )
-    # S before chunk i holds S_0 after i chunks, and K'^T V of chunk m, in which its middle counts
-    # for one, after (i - m) C - 1 - c tokens.
+    # S before chunk i holds S_0 after i chunks, and K'^T V of chunk m after (i - m) C - 1 tokens.
     column = torch.arange(num_chunks + 1)
-    tokens_ago = chunk * (column[:, None] - column + column.sign()) - (middle + 1) * column.sign()
-    tokens_ago[:-1] += middle + 1
+    tokens_ago = chunk * (column[:, None] - column + column.sign()) - column.sign()
+    tokens_ago[:-1] += 1  # gamma S
     scan = power(decay, tokens_ago.clamp(min=0)).tril()
     dtype, state_dtype = matmul_dtype(v), accumulation_dtype(v.dtype)
     return to_query.to(v.device, dtype), to_key.to(v.device, dtype), scan.to(v.device, state_dtype)

@@ -1,16 +1,15 @@
 """Chunkwise retention (Eq. 7) at speed, on any device: an autograd.Function of batched products.
 
-With the tokens of a chunk counted j = 0..C-1, c = C // 2 its middle, the decay is folded into
-queries and keys once,
+With a chunk's tokens counted j = 0..C-1, the decay is folded into queries and keys once,
 
-    q'_j = gamma^(j-c) q_j    k'_j = gamma^(c-j) k_j    so that q'_i . k'_j = gamma^(i-j) q_i . k_j
+    q'_j = gamma^j q_j    k'_j = gamma^-j k_j    so that q'_i . k'_j = gamma^(i-j) q_i . k_j
 
 and what is left of Eq. 7 has no decay mask, only factors of whole states:
 
-    out = tril(Q' K'^T) V + Q' (gamma^(c+1) S)        S_next = gamma^C S + gamma^(C-1-c) K'^T V.
+    out = tril(Q' K'^T) V + Q' (gamma S)        S_next = gamma^(C-1) (gamma S + K'^T V).
 
-gamma^-c must stay in range: `safe_chunk_size` shortens chunks where a head forgets too fast for the
-size asked. A chunk of one token folds nothing, and so suits every decay.
+gamma^-(C-1) must stay in range: `safe_chunk_size` shortens chunks where a head forgets too fast for
+the size asked. A chunk of one token folds nothing, and so suits every decay.
 
 The work goes through spans of some rows and some consecutive chunks, small enough on a CPU that
 everything between reading q, k, v and writing the result stays in the cache. A span packs its
@@ -35,9 +34,9 @@ from retnet.ops.precision import matmul_dtype, without_autocast
 from retnet.ops.reference import accumulation_dtype, segment_runs
 from retnet.ops.tiles import Buffers, Span, Tiles, span_decays
 
-# The largest gamma^-c folded into queries and keys. Scaling costs range, not precision, and 2^40
-# leaves products of queries, keys and gradients a factor of 1e26 before fp32 and bf16 overflow;
-# products of tokens that don't see each other, of 1e14. fp16 ends at 2^16, and at 2^-14 below.
+# The largest gamma^-(C-1) folded into keys. Scaling costs range, not precision, and 2^40 leaves
+# products of queries, keys and gradients a factor of 1e26 before fp32 and bf16 overflow. fp16 ends
+# at 2^16, and at 2^-14 below.
 LARGEST_FOLD, LARGEST_FOLD_FP16 = 2.0**40, 2.0**6
 
 # Bytes of a span's largest buffer: of one row, and in all. On a CPU a few such buffers fill a
@@ -87,10 +86,10 @@ def _decay_and_chunk(log_decay: Tensor, chunk_size: int, v: Tensor) -> tuple[Ten
 
 
 def safe_chunk_size(log_decay: Tensor, chunk_size: int, dtype: torch.dtype) -> int:
-    """The first C of chunk_size, chunk_size / 2, ... whose gamma^-c is in range of dtype."""
+    """The first C of chunk_size, chunk_size / 2, ... whose gamma^-(C-1) is in range of dtype."""
     largest = math.log(LARGEST_FOLD_FP16 if dtype == torch.float16 else LARGEST_FOLD)
     fastest = -float(log_decay.min())
-    while fastest * (chunk_size // 2) > largest:
+    while fastest * (chunk_size - 1) > largest:
         chunk_size //= 2
     return chunk_size
 
@@ -139,7 +138,7 @@ def _forward(
     *,
     keep: bool,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """The outputs, the last state, and if it is to be kept, what `Tiles.states` has before each."""
+    """The outputs, the last state, and if they are to be kept, gamma S before each chunk."""
     out, last_state = v.new_empty(v.shape), state.new_empty(state.shape)
     kept: list[Tensor] = []
     buffers = Buffers(v)
@@ -159,7 +158,7 @@ def _forward(
 def _states_before(
     k: Tensor, v: Tensor, state: Tensor, decay: Tensor, chunk: int, runs: Tensor | None
 ) -> list[Tensor]:
-    """What `_forward` keeps of the state before each chunk, and nothing else."""
+    """gamma S before each chunk alone, as `_forward` keeps it."""
     kept: list[Tensor] = []
     buffers = Buffers(v)
     for rows, spans in _row_groups(v, decay, chunk):
@@ -183,7 +182,7 @@ def _backward(
     grad_state: Tensor,
     chunk: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v and the first state, given gamma^(c+1) S `before` each chunk."""
+    """Gradients of q, k, v and the first state, given gamma S `before` each chunk of each span."""
     grad_q, grad_k, grad_v = (x.new_empty(x.shape) for x in (q, k, v))
     grad_first_state = grad_state.new_empty(grad_state.shape)
     buffers, remaining = Buffers(v), list(before)
@@ -201,7 +200,7 @@ def _backward(
 
 
 def _outputs(tiles: Tiles, before: Tensor) -> Tensor:
-    """A span's outputs [G, C, V], given gamma^(c+1) S before each chunk."""
+    """A span's outputs [G, C, V], given gamma S before each chunk."""
     out = tiles.buffers.product("out", tiles.scores(tiles.q, tiles.k), tiles.v)
     return out.baddbmm_(tiles.that_read(tiles.q), before)
 

@@ -191,13 +191,13 @@ def test_a_head_that_forgets_at_once(arithmetic: Arithmetic, form: str, log_deca
 
 
 def test_folded_decay_stays_in_range() -> None:
-    """The largest of size, size / 2, ... whose gamma^-(C // 2) is below 2^40 (2^6 in fp16)."""
+    """The largest of size, size / 2, ... whose gamma^-(C-1) is below 2^40 (2^6 in fp16)."""
     for gamma, chunk, in_fp16 in (
         (1.0, 100, 100),
         (31 / 32, 100, 100),
-        (0.55, 50, 12),
-        (0.1, 25, 3),
-        (1e-3, 6, 1),
+        (0.5, 25, 6),
+        (0.1, 12, 1),
+        (1e-3, 3, 1),
         (1e-30, 1, 1),
     ):
         log_decay = torch.tensor([gamma, 0.999], dtype=torch.float64).log()
